@@ -1,0 +1,6 @@
+"""`python -m sniproxy`, and the console script."""
+
+from sniproxy.cli import main
+
+if __name__ == "__main__":
+    main()
