@@ -1,0 +1,554 @@
+"""The story of one connection, from top to bottom.
+
+    accepted → [PROXY header] → ClientHello → decision → server → PROXY header and hello in one write → relay → closed
+
+Each step is a method, in this order; `Peer` moves the bytes once both ends stand. Every way out goes through
+`_finish`, exactly once, with one outcome.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from errno import EAGAIN, EINPROGRESS, EMFILE, ENFILE
+from socket import AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SO_ERROR, SO_LINGER, SOL_SOCKET, SocketType
+from struct import pack
+from typing import TYPE_CHECKING
+
+from sniproxy.errors import BadProxyHeader, HelloTooLarge, MalformedHello, NotTls
+from sniproxy.model import Outcome, ProxyProtocol
+from sniproxy.relay.backend import NONBLOCKING_STREAM, connect_error
+from sniproxy.relay.listener import plain_endpoint, set_tcp_options
+from sniproxy.relay.peer import Peer
+from sniproxy.wire.alert import fatal_alert
+from sniproxy.wire.client_hello import HelloReader, read_whole
+from sniproxy.wire.proxy_header import decode, encode_v1, encode_v2
+from sniproxy.wire.tls import AlertDescription
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sniproxy.policy.routing import Decision
+    from sniproxy.relay.backend import Backend, Server
+    from sniproxy.relay.engine import Engine
+    from sniproxy.relay.listener import Listener
+    from sniproxy.wire.client_hello import ClientHello
+    from sniproxy.wire.proxy_header import Endpoint
+
+LINGER_SECONDS = 1.0
+"""How long a refused TLS client may take to read its alert. Closing at once, with bytes of it unread, would make the
+kernel send a reset that overtakes the alert (RFC 1122 section 4.2.2.13)."""
+
+_SEND = MSG_DONTWAIT | MSG_NOSIGNAL
+_CLOSING = select.EPOLLRDHUP | select.EPOLLHUP
+_RESET_ON_CLOSE = pack("ii", 1, 0)
+_UNKNOWN: Endpoint = ("unix", 0)
+
+
+class Connection:
+    """One accepted connection. The engine makes it with the client's socket; it closes both sockets itself.
+
+    deadline, slot: the wheel's. touched: when bytes last moved. over: closed, whatever may still be announced.
+    The public names at the end are what its log line tells (model.ClosedConnection).
+    """
+
+    __slots__ = (
+        "_backend",
+        "_connected_at",
+        "_decision",
+        "_expire",
+        "_first",
+        "_head",
+        "_inspected_at",
+        "_listener",
+        "_local",
+        "_number",
+        "_reader",
+        "_remote",
+        "_server",
+        "_started",
+        "_tried",
+        "accepted_at",
+        "address",
+        "admitted",
+        "alpn",
+        "client",
+        "deadline",
+        "engine",
+        "outcome",
+        "over",
+        "reason",
+        "server",
+        "slot",
+        "sni",
+        "termination",
+        "touched",
+        "unread",
+    )
+
+    # ------------------------------------------------------------------ accepted
+
+    def __init__(self, engine: Engine, sock: SocketType, remote: Endpoint | None, listener: Listener) -> None:
+        self.engine = engine
+        self.client = Peer(self, sock)
+        self.server: Peer | None = None
+        self.address = remote or _UNKNOWN
+        self.accepted_at = time.time()
+        self.touched = self._started = engine.now
+        self.deadline = 0.0
+        self.slot = 0
+        self.admitted = self.over = False
+        self.unread = False  # bytes of the client may be there that the kernel will not announce again
+        self.sni: str | None = None
+        self.alpn: tuple[bytes, ...] = ()
+        self.outcome = Outcome.RELAYED
+        self.termination = "--"
+        self.reason = ""
+        self._number = engine.statistics.accepted
+        self._listener = listener
+        self._remote = remote
+        self._local = listener.local
+        self._head: bytes | None = None  # the PROXY header that is still to come, as far as it is here
+        self._reader: HelloReader | None = None
+        self._decision: Decision | None = None
+        self._first = b""  # all that the server gets first
+        self._backend: Backend | None = None
+        self._server: Server | None = None
+        self._tried: tuple[Server, ...] = ()
+        self._inspected_at = self._connected_at = 0.0
+
+    def start(self) -> None:
+        """Begins to inspect."""
+        engine = self.engine
+        if self._remote is not None and engine.proxied_from(self._remote[0]):
+            self._head = b""
+        elif not self._admit():
+            return
+        self._wait(engine.settings.inspect_delay, self._on_inspect_timeout)
+        engine.watch(self.client, self._on_client_bytes)
+
+    def _admit(self) -> bool:
+        """Counts the client against its limits; False when the connection is over for that."""
+        admission = self.engine.admission
+        if admission.limits and self._remote is not None:
+            self.admitted = admission.admit(self.address[0], self.engine.now)
+            if not self.admitted:
+                self._finish(Outcome.LIMITED, "PR", "more connections than one client may have")
+        return not self.over
+
+    # ------------------------------------------------------------------ inspect
+
+    def _on_client_bytes(self, events: int) -> None:
+        engine, client = self.engine, self.client
+        client.finishing = bool(events & _CLOSING)
+        while True:
+            try:
+                count = client.sock.recv_into(engine.buffer, 0, MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                count = 0
+            if not count:
+                self._finish(Outcome.CLIENT_LEFT, "CR", "the client left before its hello was complete")
+                return
+            self.unread = client.finishing or count == engine.buffer_size
+            if self._take(bytes(engine.view[:count])) or not self.unread:
+                return
+
+    def _take(self, data: bytes) -> bool:
+        """The next bytes of the client; True when they settle what becomes of it."""
+        try:
+            if self._head is not None:
+                data = self._behind_proxy_header(self._head + data)
+            return self.over or bool(data and self._inspect(data))
+        except BadProxyHeader as error:
+            self._finish(Outcome.BAD_PROXY_HEADER, "PR", str(error))
+        except NotTls as error:
+            self.reason = str(error)
+            self._decided(self.engine.router.not_tls(), bytes(self._reader.raw) if self._reader else data)
+        except MalformedHello as error:
+            self._refuse(Outcome.MALFORMED, error.alert, str(error))
+        except HelloTooLarge as error:
+            self._refuse(Outcome.TOO_LARGE, error.alert, str(error))
+        return True
+
+    def _behind_proxy_header(self, head: bytes) -> bytes:
+        """What follows the PROXY header; empty while that is incomplete or nothing follows yet."""
+        decoded = decode(head)
+        if decoded is None:
+            self._head = head
+            return b""
+        self._head = None
+        header, length = decoded
+        if header.source is not None and header.destination is not None:
+            self._remote, self._local = header.source, header.destination
+            self.address = header.source
+        self._admit()
+        return head[length:]
+
+    def _inspect(self, data: bytes) -> bool:
+        """Looks for the hello; True when it is complete and decided upon."""
+        cap = self.engine.settings.max_hello
+        if self._reader is None:
+            hello = read_whole(data, cap)
+            if hello is not None:
+                self._decided_by(hello, data)
+                return True
+            self._reader = HelloReader(cap)
+        hello = self._reader.feed(data)
+        if hello is None:
+            return False
+        self._decided_by(hello, bytes(self._reader.raw))
+        return True
+
+    def _on_inspect_timeout(self) -> None:
+        self._finish(Outcome.INSPECT_TIMEOUT, "cR", "no complete hello within inspect_delay")
+
+    # ------------------------------------------------------------------ decide
+
+    def _decided_by(self, hello: ClientHello, raw: bytes) -> None:
+        self.sni = hello.server_name
+        self.alpn = hello.alpn
+        self._decided(self.engine.router.tls(hello.host_name, hello.alpn, self.address[0]), raw)
+
+    def _decided(self, decision: Decision, raw: bytes) -> None:
+        engine = self.engine
+        self._reader = None
+        self._decision = decision
+        self._inspected_at = engine.now
+        engine.statistics.inspect.observe(engine.now - self._started)
+        if decision.backend is None:
+            self._refuse(decision.outcome, decision.alert, self.reason or decision.reason)
+            return
+        self._backend = engine.backends[decision.backend]
+        self._backend.active += 1
+        self._first = self._proxy_header(self._backend) + raw
+        self.client.received = len(raw)
+        self._dial()
+
+    def _proxy_header(self, backend: Backend) -> bytes:
+        if backend.proxy_protocol is ProxyProtocol.OFF:
+            return b""
+        remote, local = self._remote, self._local
+        if local is None and remote is not None:
+            try:
+                local = plain_endpoint(self.client.sock.getsockname())
+            except OSError:
+                remote = None  # the client is gone, which its own event tells
+        if backend.proxy_protocol is ProxyProtocol.V1:
+            return encode_v1(remote, local)
+        alpn = self.alpn[0] if self.alpn else None
+        return encode_v2(remote, local, authority=self.sni, alpn=alpn, unique_id=self.unique_id.encode("ascii"))
+
+    # ------------------------------------------------------------------ dial
+
+    def _dial(self) -> None:
+        """Tries the servers of the backend until one takes the connection or none is left."""
+        backend = self._backend
+        assert backend is not None
+        while (server := backend.balancer.choose(self.address[0], self._tried)) is not None:
+            self._tried += (server,)
+            if self._connect(server, shares=len(backend.servers) - len(self._tried) + 1):
+                return
+        reason = f"no server of {backend.name} took the connection"
+        self._refuse(Outcome.BACKEND_UNREACHABLE, AlertDescription.INTERNAL_ERROR, reason, "SC")
+
+    def _connect(self, server: Server, shares: int) -> bool:
+        """Begins to connect to a server; False when that has failed already.
+
+        It may take one of `shares` equal parts of the time left: a server that never answers leaves some to others.
+        """
+        if server.socket_address is None:
+            server.failed("unresolved")
+            return False
+        try:
+            sock = SocketType(server.family, NONBLOCKING_STREAM)
+        except OSError as error:
+            server.failed(connect_error(error.errno or 0))
+            if error.errno in (EMFILE, ENFILE):
+                self.engine.pause_for_descriptors(error)
+            return False
+        server.active += 1
+        self._server = server
+        self.server = Peer(self, sock)
+        try:
+            if server.family != AF_UNIX:
+                set_tcp_options(sock)
+            status = sock.connect_ex(server.socket_address)
+        except OSError as error:
+            status = error.errno or 0
+        if status == 0:
+            self._connected()
+            return True
+        left = self._inspected_at + self.engine.settings.connect_timeout - self.engine.now
+        if status == EINPROGRESS:
+            self._wait(max(left, 0.0) / shares, self._on_connect_timeout)
+            self.engine.watch_again(self.client, self._on_client_while_connecting)
+            self.engine.watch(self.server, self._on_connect_event)
+            return True
+        if status == EAGAIN and server.family == AF_UNIX and left > 0:
+            # The backlog of a unix socket is full, and nothing will tell when it no longer is: ask again.
+            self._drop_server()
+            self._tried = self._tried[:-1]
+            self.engine.watch_again(self.client, self._on_client_while_connecting)
+            self._wait(0.0, self._dial)
+            return True
+        self._drop_server(connect_error(status))
+        return False
+
+    def _on_connect_event(self, events: int) -> None:
+        server = self.server
+        assert server is not None
+        status = server.sock.getsockopt(SOL_SOCKET, SO_ERROR)
+        if status:
+            self._connect_failed(connect_error(status))
+            return
+        self._connected()
+        if not server.over:
+            server.on_event(events)  # a server that speaks first may have done so already
+
+    def _on_connect_timeout(self) -> None:
+        self._connect_failed("timeout")
+
+    def _connect_failed(self, error: str) -> None:
+        self._drop_server(error)
+        self._dial()
+
+    def _drop_server(self, error: str = "") -> None:
+        server, peer = self._server, self.server
+        assert server is not None
+        assert peer is not None
+        if error:
+            server.failed(error)
+        server.active -= 1
+        self._server = None
+        peer.release(self.engine)
+        self.engine.forget(peer)
+        self.server = None
+
+    def _on_client_while_connecting(self, events: int) -> None:
+        """Nothing is read from the client now; only a reset counts."""
+        self.unread = True
+        if events & _CLOSING:
+            self.client.finishing = True
+        if events & select.EPOLLERR:
+            self._finish(Outcome.CLIENT_LEFT, "CC", "the client was reset before a server had taken it")
+
+    # ------------------------------------------------------------------ relay
+
+    def _connected(self) -> None:
+        """PROXY header and all that the client has sent go out in one write; from then on it is a relay."""
+        engine, client, server = self.engine, self.client, self.server
+        assert server is not None
+        assert self._server is not None
+        try:
+            sent = server.sock.send(self._first, _SEND)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._connect_failed(connect_error(error.errno or 0))
+            return
+        if sent < len(self._first):
+            server.hold(self._first[sent:], engine)
+        self._first = b""
+        self._server.connections += 1
+        # Not engine.now: a connect that succeeds at once, over a unix socket, would seem to take no time at all.
+        self.touched = self._connected_at = time.monotonic()
+        engine.statistics.connect.observe(self._connected_at - self._inspected_at)
+        client.other, server.other = server, client
+        self._wait(engine.settings.idle_timeout, self._on_idle)
+        engine.watch_again(client, client.on_event)
+        if engine.watched(server):
+            engine.watch_again(server, server.on_event)
+        else:
+            engine.watch(server, server.on_event)
+        if self.unread:
+            client.pump()
+
+    def on_half_closed(self) -> None:
+        """One side has sent its last byte: from now on the shorter of the two idle timeouts counts."""
+        if not self.over:
+            self._wait(self.engine.settings.half_close_timeout, self._on_idle)
+
+    def on_shut(self) -> None:
+        """One side has been told that nothing more comes. When both have, it is over."""
+        client, server = self.client, self.server
+        if server is None or not (client.ended and server.ended):
+            return
+        if client.waiting is None and server.waiting is None:
+            self._finish(self._expected(), "--")
+
+    def on_reset(self, peer: Peer) -> None:
+        """One side was reset: so is the other. SO_LINGER 0, because close alone would look like a proper end."""
+        other = self.server if peer is self.client else self.client
+        if other is not None:
+            _reset_on_close(other.sock)
+        self._finish(self._expected(), "CD" if peer is self.client else "SD", "reset")
+
+    def _on_idle(self) -> None:
+        server = self.server
+        half_closed = self.client.ended or (server is not None and server.ended)
+        settings = self.engine.settings
+        limit = settings.half_close_timeout if half_closed else settings.idle_timeout
+        if self.touched + limit > self.engine.now:
+            self._wait(self.touched + limit - self.engine.now, self._on_idle)
+            return
+        # Bytes that wait for the server make it the one that does not answer.
+        stuck = server is not None and server.waiting is not None
+        self._finish(self._expected(), "sD" if stuck else "cD", "idle")
+
+    def _expected(self) -> Outcome:
+        return self._decision.outcome if self._decision is not None else Outcome.RELAYED
+
+    # ------------------------------------------------------------------ refuse
+
+    def _refuse(self, outcome: Outcome, alert: int | None, reason: str, termination: str = "PR") -> None:
+        """Tells a TLS client why and lets it read that; others are closed at once."""
+        self.outcome, self.termination, self.reason = outcome, termination, reason
+        if alert is None:
+            self._refused()
+            return
+        try:
+            self.client.sock.send(fatal_alert(alert), _SEND)
+            self.client.sock.shutdown(SHUT_WR)
+        except OSError:
+            self._refused()
+            return
+        self._wait(LINGER_SECONDS, self._refused)
+        self.engine.watch_again(self.client, self._on_lingering)
+        self._on_lingering(0)
+
+    def _on_lingering(self, _events: int) -> None:
+        """What a refused client still sends is thrown away, until it closes."""
+        try:
+            while self.client.sock.recv_into(self.engine.buffer, 0, MSG_DONTWAIT):
+                pass
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._refused()
+
+    def _refused(self) -> None:
+        self._finish(self.outcome, self.termination, self.reason)
+
+    # ------------------------------------------------------------------ closed
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if not self.over:
+            self._expire()
+
+    def fail(self) -> None:
+        """A bug showed while this connection was served: it ends, and no other does."""
+        self._finish(Outcome.INTERNAL_ERROR, "ID" if self._connected_at else "IR", "a bug in sniproxy")
+
+    def cut(self) -> None:
+        """The program stops and cannot wait for this connection any longer."""
+        for peer in (self.client, self.server):
+            if peer is not None:
+                _reset_on_close(peer.sock)
+        if self.outcome is not Outcome.RELAYED:
+            self._refused()
+            return
+        outcome = self._expected() if self._connected_at else Outcome.CLIENT_LEFT
+        self._finish(outcome, "KD", "cut when the program stopped")
+
+    def _wait(self, seconds: float, expire: Callable[[], None]) -> None:
+        """From now on this is the one deadline of the connection."""
+        self._expire = expire
+        self.engine.wheel.schedule(self, self.engine.now + seconds)
+
+    def _finish(self, outcome: Outcome, termination: str, reason: str = "") -> None:
+        if self.over:
+            return
+        self.over = True
+        self.outcome, self.termination = outcome, termination
+        self.reason = reason or (self._decision.reason if self._decision is not None else "")
+        engine, client, server = self.engine, self.client, self.server
+        engine.closed(self)
+        engine.forget(client)
+        client.release(engine)
+        if server is not None:
+            engine.forget(server)
+            server.release(engine)
+            self.server = None
+        if self._server is not None:
+            self._server.active -= 1
+        if self._backend is not None:
+            self._backend.active -= 1
+        # Objects that point at each other would be left to the garbage collector.
+        self._expire = _nothing
+        client.part()
+        if server is not None:
+            server.part()
+
+    # ------------------------------------------------------------------ for the log
+
+    @property
+    def unique_id(self) -> str:
+        """Unique among all connections of all starts: what HAProxy reads as `fc_pp_unique_id`."""
+        return f"{self.engine.id_prefix}{self._number:08x}"
+
+    @property
+    def frontend(self) -> str:
+        """The listener's address as configured."""
+        return self._listener.name
+
+    @property
+    def backend_label(self) -> str:
+        """The backend's name, empty where none was chosen."""
+        return self._backend.name if self._backend is not None else ""
+
+    @property
+    def server_label(self) -> str:
+        """The server's address as configured, empty where none took the connection."""
+        return self._server.label if self._server is not None else ""
+
+    @property
+    def inspect_seconds(self) -> float | None:
+        """From accept to the decision."""
+        return self._inspected_at - self._started if self._inspected_at else None
+
+    @property
+    def connect_seconds(self) -> float | None:
+        """From the decision to the first byte to the server."""
+        return self._connected_at - self._inspected_at if self._connected_at else None
+
+    @property
+    def total_seconds(self) -> float:
+        """From accept until now."""
+        return self.engine.now - self._started
+
+    @property
+    def received(self) -> int:
+        """Bytes from the client, without its PROXY header."""
+        return self.client.received
+
+    @property
+    def sent(self) -> int:
+        """Bytes from the server to the client."""
+        return self.server.received if self.server is not None else 0
+
+    @property
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """Connections of the process, listener, backend, server; retries (HAProxy's %ac/%fc/%bc/%sc/%rc)."""
+        active = len(self.engine.live)
+        return (
+            active,
+            active,
+            self._backend.active if self._backend is not None else 0,
+            self._server.active if self._server is not None else 0,
+            max(len(self._tried) - 1, 0),
+        )
+
+
+def _nothing() -> None:
+    """What expires when nothing can any more."""
+
+
+def _reset_on_close(sock: SocketType) -> None:
+    try:
+        sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET_ON_CLOSE)
+    except OSError:
+        pass  # gone already
