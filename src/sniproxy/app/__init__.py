@@ -1,0 +1,6 @@
+"""Puts the parts together.
+
+`proxy` is the running program: start, signals, reload, drain. `build` makes the parts' own settings out of the
+configuration, `resolve` keeps the addresses of servers given by name. `explain`, `check` and `haproxy_lines` are the
+commands of the same names, without their printing.
+"""

@@ -1,0 +1,84 @@
+"""From the configuration to what each part goes by: nobody gets more than its own."""
+
+from __future__ import annotations
+
+import resource
+from typing import TYPE_CHECKING
+
+from sniproxy.policy.routing import Networks, Route, Router, RoutingRules
+from sniproxy.relay.backend import Backend, BackendSettings, Server
+from sniproxy.relay.engine import RelaySettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sniproxy.config import Config
+
+RESERVED_DESCRIPTORS = 48
+"""Descriptors that connections must leave: listeners, epolls, the log, the admin side, a certificate being written."""
+
+
+def router(config: Config) -> Router:
+    """The routing table of a configuration."""
+    proxy = config.proxy
+    routes = tuple(
+        Route(
+            sni=route.sni,
+            alpn=route.alpn,
+            backend=route.backend,
+            allow=route.allow,
+            deny=route.deny,
+        )
+        for route in config.routes
+    )
+    return Router(
+        RoutingRules(routes=routes, default_backend=proxy.default_backend, no_sni=proxy.no_sni, not_tls=proxy.not_tls)
+    )
+
+
+def relay_settings(config: Config, descriptors: int) -> RelaySettings:
+    """The data plane's settings where the process may have so many descriptors open."""
+    proxy = config.proxy
+    return RelaySettings(
+        inspect_delay=proxy.inspect_delay,
+        connect_timeout=proxy.connect_timeout,
+        idle_timeout=proxy.idle_timeout,
+        half_close_timeout=proxy.half_close_timeout,
+        max_hello=proxy.max_hello,
+        max_connections=min(proxy.max_connections, connections_for(descriptors)),
+        max_connections_per_client=proxy.max_connections_per_client,
+        max_connection_rate_per_client=proxy.max_connection_rate_per_client,
+        accept_proxy_from=Networks(proxy.accept_proxy_from),
+    )
+
+
+def backends(config: Config, known: Iterable[Backend] = ()) -> list[Backend]:
+    """The backends; a server that `known` has already is taken over, with its counters."""
+    servers = {(server.backend, server.label): server for backend in known for server in backend.servers}
+    made = []
+    for name, section in config.backends.items():
+        settings = BackendSettings(
+            name=name, servers=section.servers, proxy_protocol=section.proxy_protocol, balance=section.balance
+        )
+        made.append(
+            Backend(
+                settings,
+                [servers.get((name, str(address))) or Server(name, address) for address in section.servers],
+            )
+        )
+    return made
+
+
+def connections_for(descriptors: int) -> int:
+    """How many connections fit: each takes two descriptors, and some are kept for the rest of the program."""
+    return max((descriptors - RESERVED_DESCRIPTORS) // 2, 1)
+
+
+def raise_descriptor_limit(config: Config) -> int:
+    """Raises this process's limit as far as needed and allowed; returns what it is now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = config.proxy.max_connections * 2 + RESERVED_DESCRIPTORS
+    if wanted > soft:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft

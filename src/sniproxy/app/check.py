@@ -1,0 +1,163 @@
+"""Whether what a valid configuration points at is there: files, sockets, ports, rights. Starts nothing.
+
+It may be run while the proxy is up, before a reload: then a port that is taken is taken by ourselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import grp
+import os
+import pwd
+import resource
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sniproxy.app import build
+from sniproxy.errors import StartError
+from sniproxy.model import UnixAddress
+from sniproxy.relay.listener import bind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sniproxy.config import Config, Source
+    from sniproxy.errors import Mistake
+    from sniproxy.model import Address
+
+CONNECT_SECONDS = 2.0
+
+KeyPath = tuple[str | int, ...]
+Problem = tuple[KeyPath, str]
+
+
+def problems(config: Config, source: Source, *, running: bool) -> list[Mistake]:
+    """Everything that would be in the way, in the order of the file.
+
+    `running`: a proxy with this configuration is up, and holds its addresses.
+    """
+    found: list[Problem] = []
+    if not running:
+        found += _listeners(config)
+    found += _descriptors(config)
+    found += _user(config)
+    found += asyncio.run(_servers(config))
+    found += _files(config)
+    mistakes = [source.mistake(path, message) for path, message in found]
+    return sorted(mistakes, key=lambda mistake: (mistake.line, mistake.key))
+
+
+def _listeners(config: Config) -> Iterator[Problem]:
+    wanted: list[tuple[KeyPath, Address]] = [
+        (("proxy", "listen", index), address) for index, address in enumerate(config.proxy.listen)
+    ]
+    if config.http is not None:
+        wanted += [(("http", "listen", index), address) for index, address in enumerate(config.http.listen)]
+    if config.admin.listen is not None:
+        wanted.append((("admin", "listen"), config.admin.listen))
+    bound = []
+    for path, address in wanted:
+        try:
+            bound.append(bind(address))
+        except StartError as error:
+            yield path, str(error)
+        else:
+            if isinstance(address, UnixAddress) and not address.path.startswith("@"):
+                Path(address.path).unlink()
+    for listener in bound:
+        listener.close()
+
+
+def _descriptors(config: Config) -> Iterator[Problem]:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fits = build.connections_for(hard)
+    if "max_connections" not in config.proxy.model_fields_set:
+        return  # nobody asked for that many: the proxy takes what fits, and says so
+    if hard != resource.RLIM_INFINITY and config.proxy.max_connections > fits:
+        message = (
+            f"{config.proxy.max_connections} connections need more descriptors than the limit of {hard} here allows,"
+            f" which is enough for {fits}; raise LimitNOFILE (ulimit -Hn) or lower it"
+        )
+        yield ("proxy", "max_connections"), message
+
+
+def _user(config: Config) -> Iterator[Problem]:
+    for key, look_up in (("user", pwd.getpwnam), ("group", grp.getgrnam)):
+        name = getattr(config.proxy, key)
+        if name:
+            try:
+                look_up(name)
+            except KeyError:
+                yield ("proxy", key), f'this machine has no {key} "{name}"'
+
+
+async def _servers(config: Config) -> list[Problem]:
+    wanted = [
+        (("backends", name, "servers", index), address)
+        for name, backend in config.backends.items()
+        for index, address in enumerate(backend.servers)
+    ]
+    answers = await asyncio.gather(*(_why_unreachable(address) for _, address in wanted))
+    return [
+        (path, f"nothing can be reached at {address}: {answer}")
+        for (path, address), answer in zip(wanted, answers, strict=True)
+        if answer
+    ]
+
+
+async def _why_unreachable(address: Address) -> str:
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            if isinstance(address, UnixAddress):
+                path = "\0" + address.path[1:] if address.path.startswith("@") else address.path
+                _, writer = await asyncio.open_unix_connection(path)
+            else:
+                _, writer = await asyncio.open_connection(address.host, address.port)
+    except TimeoutError:
+        return f"no answer within {CONNECT_SECONDS:g} s"
+    except OSError as error:
+        return _reason(error)
+    writer.close()
+    return ""
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"the name cannot be looked up ({error.strerror})"
+    hint = {
+        errno.ENOENT: "there is no such socket; HAProxy makes it when it starts",
+        errno.ECONNREFUSED: "nobody listens there; is HAProxy running?",
+        errno.EACCES: "this user may not connect; join HAProxy's group",
+    }.get(error.errno or 0)
+    return hint or error.strerror or str(error)
+
+
+def _files(config: Config) -> Iterator[Problem]:
+    if isinstance(config.log.target, Path):
+        yield from _writable_place(("log", "target"), config.log.target.parent)
+    if config.acme is not None:
+        for key in ("ca_file", "eab_hmac_file"):
+            path = getattr(config.acme, key)
+            if path is not None and not os.access(path, os.R_OK):
+                yield ("acme", key), f"{path} cannot be read"
+        if config.certificates:
+            yield from _writable_place(("acme", "state_dir"), config.acme.state_dir)
+    if config.haproxy is not None and config.certificates:
+        yield from _writable_place(("haproxy", "certificate_dir"), config.haproxy.certificate_dir)
+        for index, address in enumerate(config.haproxy.runtime_sockets):
+            if isinstance(address, UnixAddress) and not os.access(address.path, os.W_OK):
+                message = f"not there for this user; HAProxy needs: stats socket {address.path} level admin"
+                yield ("haproxy", "runtime_sockets", index), message
+
+
+def _writable_place(key: KeyPath, directory: Path) -> Iterator[Problem]:
+    """A directory that is there and can be written to, or can be made."""
+    nearest = directory
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        yield key, f"{nearest} is not a directory"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        yield key, f"{directory} cannot be written to by this user"

@@ -1,0 +1,77 @@
+"""The haproxy.cfg that fits a configuration: what to add, and what the old loop no longer needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sniproxy.model import ProxyProtocol, TcpAddress, UnixAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sniproxy.config import Config
+    from sniproxy.model import Address
+
+_CHALLENGES = "/.well-known/acme-challenge/"
+
+
+def haproxy_lines(config: Config) -> Iterator[str]:
+    """Lines of haproxy.cfg, comments included, in its own order of sections."""
+    yield from _global(config)
+    name = config.proxy.default_backend
+    backend = config.backends.get(name)
+    if backend is not None:
+        yield f"# Instead of the TCP frontend on :443 and the loop behind it: the servers of backends.{name}."
+        yield "frontend https"
+        yield "    mode http"
+        for server in backend.servers:
+            yield f"    bind {_bind(server, backend.proxy_protocol)} ssl crt {_certificates(config)} alpn h2,http/1.1"
+        if backend.proxy_protocol is ProxyProtocol.V2:
+            yield "    # The id that sniproxy has in its own log, so that both lines of a connection can be found."
+            yield "    unique-id-format %[fc_pp_unique_id]"
+        yield "    # … and what your HTTPS frontend has had until now: rules, use_backend, default_backend."
+        yield ""
+    yield from _port_80(config)
+
+
+def _global(config: Config) -> Iterator[str]:
+    known = config.haproxy.runtime_sockets if config.haproxy is not None else ()
+    sockets = [socket for socket in known if isinstance(socket, UnixAddress)]
+    if not sockets:
+        return
+    yield "global"
+    for socket in sockets:
+        yield f"    stats socket {socket.path} mode 660 level admin"
+    yield ""
+
+
+def _certificates(config: Config) -> str:
+    return str(config.haproxy.certificate_dir) if config.haproxy is not None else "/etc/haproxy/certs"
+
+
+def _bind(server: Address, proxy_protocol: ProxyProtocol) -> str:
+    accept = "" if proxy_protocol is ProxyProtocol.OFF else " accept-proxy"
+    if isinstance(server, TcpAddress):
+        return f"{server}{accept}"
+    if server.path.startswith("@"):
+        return f"abns@{server.path[1:]}{accept}"
+    # haproxy binds it before it becomes its own user; sniproxy joins that group.
+    return f"unix@{server.path} mode 660 group haproxy{accept}"
+
+
+def _port_80(config: Config) -> Iterator[str]:
+    if config.http is None:
+        yield "# Port 80 stays as it is: [http] is off, and challenges are answered on :443."
+        return
+    ports = {address.port for address in config.http.listen if isinstance(address, TcpAddress)}
+    if 80 in ports:
+        yield "# Port 80 is sniproxy's own: remove every bind on :80. It redirects to https and answers challenges."
+        return
+    yield "# Into the frontend on :80, before any redirect."
+    yield f"    use_backend sniproxy_challenges if {{ path_beg {_CHALLENGES} }}"
+    yield ""
+    yield "backend sniproxy_challenges"
+    yield "    mode http"
+    for number, address in enumerate(config.http.listen, 1):
+        target = f"unix@{address.path}" if isinstance(address, UnixAddress) else str(address)
+        yield f"    server sniproxy{number} {target}"

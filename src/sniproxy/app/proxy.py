@@ -1,0 +1,282 @@
+"""The running program: all is bound, then rights are dropped, then it serves until it is told to stop.
+
+start → serve (HUP reloads, USR1 reopens the log) → TERM: stop listening, drain → stopped
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import grp
+import logging
+import os
+import pwd
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sniproxy import __version__
+from sniproxy.app import build
+from sniproxy.app.resolve import keep_resolved, resolve
+from sniproxy.config import load
+from sniproxy.errors import ConfigError, StartError
+from sniproxy.http.admin import Admin
+from sniproxy.http.public import Public
+from sniproxy.http.server import HttpServer
+from sniproxy.model import UnixAddress
+from sniproxy.observe.access_log import TcpLog, json_line
+from sniproxy.observe.log import EventHandler, LogWriter, open_sink
+from sniproxy.observe.metrics import Metrics, ReloadCounts
+from sniproxy.relay.engine import Engine, Reports
+from sniproxy.relay.listener import Listener, bind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
+    from sniproxy.config import Config
+    from sniproxy.model import Address, ClosedConnection
+
+STOPPED, CUT = 0, 3
+"""Exit statuses: everything drained; the grace ran out and connections were cut."""
+
+log = logging.getLogger(__name__)
+
+
+class Proxy:
+    """One run of the program with the configuration of one file."""
+
+    def __init__(self, config: Config, path: Path) -> None:
+        self._config = config
+        self._path = path
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._draining = False
+        self._reloads = ReloadCounts()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listeners: dict[Address, Listener] = {}
+        self._format: Callable[[ClosedConnection], str] = TcpLog()
+        self._writer: LogWriter
+        self._engine: Engine
+        self._admin: HttpServer | None = None
+        self._public: HttpServer | None = None
+
+    async def run(self) -> int:
+        """Serves until TERM or INT; returns the exit status. Raises StartError where it cannot begin."""
+        config = self._config
+        descriptors = build.raise_descriptor_limit(config)
+        settings = build.relay_settings(config, descriptors)
+        listeners = bind_all(config.proxy.listen)
+        admin = bind_all((config.admin.listen,)) if config.admin.listen else []
+        public = bind_all(config.http.listen) if config.http else []
+        self._open_log()
+        drop_privileges(config.proxy.user, config.proxy.group)
+        backends = build.backends(config)
+        await resolve(server for backend in backends for server in backend.servers)
+        reports = Reports(closed=self._on_closed, warning=log.warning, bug=_report_bug)
+        self._engine = Engine(self._loop, settings, build.router(config), backends, reports)
+        await self._serve_http(admin, public)
+        self._listeners = dict(zip(config.proxy.listen, listeners, strict=True))
+        self._handle_signals()
+        self._spawn(keep_resolved(lambda: [s for b in self._engine.backends.values() for s in b.servers]))
+        # What has been made so far stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+        self._engine.listen(listeners)
+        self._say_started(settings.max_connections)
+        try:
+            await self._stop.wait()
+            return await self._drain()
+        finally:
+            await self._close()
+
+    # ------------------------------------------------------------------ start
+
+    def _open_log(self) -> None:
+        settings = self._config.log
+        try:
+            sink = open_sink(settings.target, settings.level)
+        except OSError as error:
+            raise StartError(f"log.target: cannot open {settings.target}: {error.strerror}") from error
+        self._writer = LogWriter(self._loop, sink)
+        as_json = settings.format == "json"
+        self._format = json_line if as_json else TcpLog()
+        # The lines of a terminal or of a journal are one stream of connections and one of messages.
+        own_stream = settings.target in ("stdout", "stderr")
+        root = logging.getLogger("sniproxy")
+        root.handlers = [EventHandler(None if own_stream else self._writer, as_json=as_json)]
+        root.propagate = False
+        root.setLevel(settings.level.upper())
+
+    async def _serve_http(self, admin: list[Listener], public: list[Listener]) -> None:
+        metrics = Metrics(self._engine.snapshot, self._reloads, __version__)
+        self._admin = HttpServer(Admin(metrics=metrics.render, not_ready=self._not_ready), _report_bug)
+        for listener in admin:
+            await self._admin.listen(listener.socket)
+        if self._config.http is not None:
+            redirect = self._config.http.redirect_to_https
+            self._public = HttpServer(Public(redirect_to_https=redirect), _report_bug)
+            for listener in public:
+                await self._public.listen(listener.socket)
+
+    def _handle_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_stop)
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))
+        self._loop.add_signal_handler(signal.SIGUSR1, self._reopen_log)
+        self._loop.add_signal_handler(
+            signal.SIGUSR2, log.warning, "USR2: upgrading in place is not there yet; restart instead"
+        )
+
+    def _say_started(self, max_connections: int) -> None:
+        config = self._config
+        log.info("%s on %s", __version__, ", ".join(map(str, config.proxy.listen)))
+        if max_connections < config.proxy.max_connections:
+            log.warning(
+                "max_connections: the limit of open files allows %d of %d; raise LimitNOFILE (ulimit -n)",
+                max_connections,
+                config.proxy.max_connections,
+            )
+        if config.proxy.workers != 1:
+            log.warning("workers: more than one process is not there yet; this is one")
+
+    def _not_ready(self) -> str:
+        if self._draining:
+            return "draining"
+        return "" if self._engine.listening else "not listening"
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _report_bug(error)
+
+    # ------------------------------------------------------------------ serve
+
+    def _on_closed(self, connection: ClosedConnection) -> None:
+        self._writer.write(self._format(connection))
+
+    def _reopen_log(self) -> None:
+        settings = self._config.log
+        try:
+            self._writer.replace(open_sink(settings.target, settings.level))
+        except OSError as error:
+            log.error("USR1: cannot open %s: %s; the old file stays in use", settings.target, error.strerror)  # noqa: TRY400
+
+    async def _reload(self) -> None:
+        """Takes the file as it is now; where anything in it is wrong, everything stays as it was."""
+        try:
+            config = load(self._path)
+            await self._take(config)
+        except (ConfigError, StartError) as error:
+            self._reloads.count(success=False)
+            for line in str(error).splitlines():
+                log.error("reload refused: %s", line)  # noqa: TRY400
+        else:
+            self._reloads.count(success=True)
+            log.info("reloaded %s", self._path)
+
+    async def _take(self, config: Config) -> None:
+        wanted = config.proxy.listen
+        added = [address for address in wanted if address not in self._listeners]
+        bound = dict(zip(added, bind_all(added), strict=True))
+        backends = build.backends(config, self._engine.backends.values())
+        await resolve(server for backend in backends for server in backend.servers)
+        descriptors = build.raise_descriptor_limit(config)
+        self._engine.reconfigure(build.relay_settings(config, descriptors), build.router(config), backends)
+        removed = [address for address in self._listeners if address not in wanted]
+        self._engine.unlisten([self._listeners.pop(address) for address in removed])
+        self._listeners |= bound
+        self._engine.listen(bound.values())
+        for key in ("admin", "http", "log"):
+            if getattr(config, key) != getattr(self._config, key):
+                log.warning("reload: changes of [%s] take a restart", key)
+        self._config = config
+
+    # ------------------------------------------------------------------ stop
+
+    def _on_stop(self) -> None:
+        if self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
+
+    async def _drain(self) -> int:
+        """Waits for live connections until the grace is over or a second signal comes."""
+        self._draining = True
+        self._engine.stop_listening()
+        grace = self._config.proxy.shutdown_grace
+        log.info("stopping: %d connections have %g s to end", len(self._engine.live), grace)
+        deadline = self._loop.time() + grace
+        while self._engine.live and not self._stop_now.is_set():
+            left = deadline - self._loop.time()
+            if left <= 0:
+                break
+            try:
+                async with asyncio.timeout(min(left, 0.05)):
+                    await self._stop_now.wait()
+            except TimeoutError:
+                pass
+        cut = self._engine.cut_all()
+        if cut:
+            log.warning("stopped: %d connections were cut", cut)
+            return CUT
+        log.info("stopped")
+        return STOPPED
+
+    async def _close(self) -> None:
+        self._engine.close()
+        for server in (self._admin, self._public):
+            if server is not None:
+                await server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for address in (*self._listeners, self._config.admin.listen):
+            if isinstance(address, UnixAddress) and not address.path.startswith("@"):
+                _unlink(address.path)
+        self._writer.close()
+
+
+def bind_all(addresses: Iterable[Address]) -> list[Listener]:
+    """Binds all of the addresses, in order, or none of them. Raises StartError."""
+    bound: list[Listener] = []
+    try:
+        for address in addresses:
+            bound.append(bind(address))  # noqa: PERF401  one by one, so that those that stand can be closed again
+    except StartError:
+        for listener in bound:
+            listener.close()
+        raise
+    return bound
+
+
+def drop_privileges(user: str, group: str) -> None:
+    """Becomes another user, for good, when started as root. Raises StartError where that cannot be."""
+    if not user and not group:
+        return
+    if os.geteuid() != 0:
+        return
+    try:
+        entry = pwd.getpwnam(user) if user else None
+        gid = grp.getgrnam(group).gr_gid if group else entry.pw_gid if entry else os.getgid()
+    except KeyError as error:
+        raise StartError(f"proxy.user, proxy.group: {error.args[0]}") from error
+    os.setgroups(os.getgrouplist(user, gid) if user else [gid])
+    os.setresgid(gid, gid, gid)
+    if entry is not None:
+        os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+
+
+def _unlink(path: str) -> None:
+    try:
+        Path(path).unlink()
+    except OSError:
+        pass  # not ours any more, or never made
+
+
+def _report_bug(error: BaseException) -> None:
+    log.error("a bug in sniproxy, please report it", exc_info=error)

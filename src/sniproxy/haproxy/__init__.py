@@ -1,0 +1,1 @@
+"""Delivery of certificates to a running HAProxy, over its runtime API."""
