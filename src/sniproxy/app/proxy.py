@@ -23,15 +23,15 @@ from sniproxy.errors import ConfigError, StartError
 from sniproxy.http.admin import Admin
 from sniproxy.http.public import Public
 from sniproxy.http.server import HttpServer
-from sniproxy.model import UnixAddress
+from sniproxy.model import TcpAddress, UnixAddress
 from sniproxy.observe.access_log import TcpLog, json_line
 from sniproxy.observe.log import EventHandler, LogWriter, open_sink
 from sniproxy.observe.metrics import Metrics, ReloadCounts
 from sniproxy.relay.engine import Engine, Reports
-from sniproxy.relay.listener import Listener, bind
+from sniproxy.relay.listener import Listener, bind, has_ipv6
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
 
     from sniproxy.config import Config
     from sniproxy.model import Address, ClosedConnection
@@ -56,6 +56,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: dict[Address, Listener] = {}
         self._format: Callable[[ClosedConnection], str] = TcpLog()
+        self._log_connections = True
         self._writer: LogWriter
         self._engine: Engine
         self._admin: HttpServer | None = None
@@ -66,7 +67,8 @@ class Proxy:
         config = self._config
         descriptors = build.raise_descriptor_limit(config)
         settings = build.relay_settings(config, descriptors)
-        listeners = bind_all(config.proxy.listen)
+        addresses = _listen_addresses(config)
+        listeners = bind_all(addresses)
         admin = bind_all((config.admin.listen,)) if config.admin.listen else []
         public = bind_all(config.http.listen) if config.http else []
         self._open_log()
@@ -76,7 +78,7 @@ class Proxy:
         reports = Reports(closed=self._on_closed, warning=log.warning, bug=_report_bug)
         self._engine = Engine(self._loop, settings, build.router(config), backends, reports)
         await self._serve_http(admin, public)
-        self._listeners = dict(zip(config.proxy.listen, listeners, strict=True))
+        self._listeners = dict(zip(addresses, listeners, strict=True))
         self._handle_signals()
         self._spawn(keep_resolved(lambda: [s for b in self._engine.backends.values() for s in b.servers]))
         # What has been made so far stays: the collector need not look at it again and again.
@@ -99,6 +101,7 @@ class Proxy:
         except OSError as error:
             raise StartError(f"log.target: cannot open {settings.target}: {error.strerror}") from error
         self._writer = LogWriter(self._loop, sink)
+        self._log_connections = settings.level in ("debug", "info")
         as_json = settings.format == "json"
         self._format = json_line if as_json else TcpLog()
         # The lines of a terminal or of a journal are one stream of connections and one of messages.
@@ -130,15 +133,15 @@ class Proxy:
 
     def _say_started(self, max_connections: int) -> None:
         config = self._config
-        log.info("%s on %s", __version__, ", ".join(map(str, config.proxy.listen)))
+        log.info("%s on %s", __version__, ", ".join(map(str, self._listeners)))
         if max_connections < config.proxy.max_connections:
             log.warning(
                 "max_connections: the limit of open files allows %d of %d; raise LimitNOFILE (ulimit -n)",
                 max_connections,
                 config.proxy.max_connections,
             )
-        if config.proxy.workers != 1:
-            log.warning("workers: more than one process is not there yet; this is one")
+        for line in _not_there_yet(config):
+            log.warning("%s", line)
 
     def _not_ready(self) -> str:
         if self._draining:
@@ -158,7 +161,8 @@ class Proxy:
     # ------------------------------------------------------------------ serve
 
     def _on_closed(self, connection: ClosedConnection) -> None:
-        self._writer.write(self._format(connection))
+        if self._log_connections:
+            self._writer.write(self._format(connection))
 
     def _reopen_log(self) -> None:
         settings = self._config.log
@@ -181,7 +185,7 @@ class Proxy:
             log.info("reloaded %s", self._path)
 
     async def _take(self, config: Config) -> None:
-        wanted = config.proxy.listen
+        wanted = _listen_addresses(config)
         added = [address for address in wanted if address not in self._listeners]
         bound = dict(zip(added, bind_all(added), strict=True))
         backends = build.backends(config, self._engine.backends.values())
@@ -210,16 +214,11 @@ class Proxy:
         self._engine.stop_listening()
         grace = self._config.proxy.shutdown_grace
         log.info("stopping: %d connections have %g s to end", len(self._engine.live), grace)
-        deadline = self._loop.time() + grace
-        while self._engine.live and not self._stop_now.is_set():
-            left = deadline - self._loop.time()
-            if left <= 0:
-                break
-            try:
-                async with asyncio.timeout(min(left, 0.05)):
-                    await self._stop_now.wait()
-            except TimeoutError:
-                pass
+        drained = self._loop.create_task(self._engine.drained())
+        stop_now = self._loop.create_task(self._stop_now.wait())
+        await asyncio.wait((drained, stop_now), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        drained.cancel()
+        stop_now.cancel()
         cut = self._engine.cut_all()
         if cut:
             log.warning("stopped: %d connections were cut", cut)
@@ -239,6 +238,25 @@ class Proxy:
             if isinstance(address, UnixAddress) and not address.path.startswith("@"):
                 _unlink(address.path)
         self._writer.close()
+
+
+def _listen_addresses(config: Config) -> tuple[Address, ...]:
+    """Where to listen: as the file says, or, where it says nothing, on what this machine has."""
+    wanted = config.proxy.listen
+    if "listen" in config.proxy.model_fields_set or has_ipv6():
+        return wanted
+    return tuple(address for address in wanted if not isinstance(address, TcpAddress) or ":" not in address.host)
+
+
+def _not_there_yet(config: Config) -> Iterator[str]:
+    """What the file asks for that this version does not do."""
+    if config.proxy.workers != 1:
+        yield "proxy.workers: more than one process is not there yet; this is one"
+    if config.certificates:
+        yield "certificates: obtaining them is not there yet; your certificate client has to go on"
+    for name, backend in config.backends.items():
+        if backend.check != "off":
+            yield f"backends.{name}.check: health checks are not there yet; a server that refuses is passed over"
 
 
 def bind_all(addresses: Iterable[Address]) -> list[Listener]:

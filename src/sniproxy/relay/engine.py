@@ -7,6 +7,7 @@ are closed.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import select
 import time
@@ -26,8 +27,6 @@ from sniproxy.relay.listener import Listener, plain_endpoint
 from sniproxy.relay.statistics import Statistics
 
 if TYPE_CHECKING:
-    import asyncio
-
     from sniproxy.relay.backend import Backend
     from sniproxy.relay.peer import Peer
 
@@ -135,6 +134,7 @@ class Engine:
         self._pause: asyncio.TimerHandle | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self._warned_at = -1.0
+        self._empty: asyncio.Event | None = None
         loop.add_reader(self._epoll.fileno(), self.wake)
 
     # ------------------------------------------------------------------ what connections ask for
@@ -193,6 +193,8 @@ class Engine:
         if self._full and len(self.live) < self.settings.max_connections:
             self._full = False
             self._resume_accepting()
+        if not self.live and self._empty is not None:
+            self._empty.set()
 
     # ------------------------------------------------------------------ the turn
 
@@ -357,6 +359,12 @@ class Engine:
             connection=statistics.connection.snapshot(),
             servers=tuple(server.snapshot() for backend in self.backends.values() for server in backend.servers),
         )
+
+    async def drained(self) -> None:
+        """Returns when there is no connection left. Whoever waits has stopped listening."""
+        self._empty = asyncio.Event()
+        if self.live:
+            await self._empty.wait()
 
     def cut_all(self) -> int:
         """Ends every connection with a reset; returns how many there were."""

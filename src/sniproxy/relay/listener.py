@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 BACKLOG = 4096
 """As HAProxy does by default for a busy frontend; the kernel cuts it to net.core.somaxconn."""
 
-# A peer that vanished without a word is noticed after 60 + 6 * 10 seconds, well before idle_timeout.
+# A client that vanished without a word is noticed after 60 + 6 * 10 seconds, well before idle_timeout. Servers are near
+# and few: the kernel's own two hours do for them, and two system calls a connection are saved.
 _KEEPALIVE_SECONDS = 60
 _KEEPALIVE_INTERVAL_SECONDS = 10
 _KEEPALIVE_PROBES = 6
@@ -60,8 +61,11 @@ def bind(address: Address) -> Listener:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bool(host)))
-            # Accepted connections inherit these, which saves setting them on each.
+            # Accepted connections inherit all of these, which saves setting them on each.
             set_tcp_options(listening)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_SECONDS)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
             listening.bind((host or "::", address.port))
         listening.setblocking(False)
         listening.listen(BACKLOG)
@@ -72,13 +76,20 @@ def bind(address: Address) -> Listener:
     return Listener(str(address), listening)
 
 
+def has_ipv6() -> bool:
+    """Whether this machine has IPv6 at all; some are started with it switched off."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
+
+
 def set_tcp_options(connection: socket.SocketType) -> None:
     """No delay for small writes, and keepalive, on a TCP socket."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_SECONDS)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
 
 
 def plain_endpoint(address: tuple[str, int] | str | bytes) -> Endpoint | None:

@@ -155,7 +155,7 @@ class Peer:
         waiting = self.waiting
         if waiting is not None:
             # All of the block counts until the last of it is gone: that is how long its memory is held.
-            engine.hold(-len(waiting.obj if isinstance(waiting, memoryview) else waiting))
+            engine.hold(-(memoryview(waiting.obj).nbytes if isinstance(waiting, memoryview) else len(waiting)))
             self.waiting = None
 
     def refuse(self, error: OSError) -> None:
