@@ -111,7 +111,6 @@ class _Candidate:
 
     accept: Decision
     refuse: Decision
-    alpn: tuple[bytes, ...]
     allow: Networks
     deny: Networks
 
@@ -181,7 +180,6 @@ class Router:
                     reason=f"{_words(pattern, route.alpn)}, but the client's address is not allowed",
                     alert=AlertDescription.ACCESS_DENIED,
                 ),
-                alpn=route.alpn,
                 allow=allow,
                 deny=deny,
             )

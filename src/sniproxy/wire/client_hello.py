@@ -135,7 +135,8 @@ class HelloReader:
                     return None
             elif self._position == end:
                 return None
-            # Not beyond the limit, or a fragment that comes in one piece could end behind it.
+            # Nothing is taken from behind the limit, or it would depend on the portions whether a fragment across
+            # it is refused.
             fragment_end = min(self._position + self._left, end, 2 * self._cap)
             message += raw[self._position : fragment_end]
             self._left -= fragment_end - self._position
@@ -145,7 +146,8 @@ class HelloReader:
             if self._wanted and len(message) >= self._wanted:
                 return parse_client_hello(bytes(message[: self._wanted]))
             if self._position >= 2 * self._cap:
-                raise self._too_long()
+                text = f"its records take more than {2 * self._cap} bytes on the wire"
+                raise HelloTooLarge(text, alert=AlertDescription.ILLEGAL_PARAMETER)
 
     def _begin_record(self) -> bool:
         """Reads the record header at the current position; False while it is incomplete."""
@@ -164,13 +166,7 @@ class HelloReader:
             raise MalformedHello("an empty handshake record", alert=AlertDescription.UNEXPECTED_MESSAGE)
         self._left = length
         self._position = position + RECORD_HEADER_BYTES
-        if self._position >= 2 * self._cap:
-            raise self._too_long()
         return True
-
-    def _too_long(self) -> HelloTooLarge:
-        text = f"its records take more than {2 * self._cap} bytes on the wire"
-        return HelloTooLarge(text, alert=AlertDescription.ILLEGAL_PARAMETER)
 
 
 def read_whole(data: bytes, cap: int) -> ClientHello | None:
