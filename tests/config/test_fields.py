@@ -24,7 +24,7 @@ def test_an_empty_path_is_none():
 def test_sections_are_frozen():
     """Design: config is TOML to frozen values."""
     with pytest.raises(ValidationError):
-        Proxy().workers = 2
+        Proxy().workers = 2  # type: ignore[misc]
 
 
 def test_sections_are_equal_when_they_say_the_same():

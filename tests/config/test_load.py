@@ -433,7 +433,7 @@ paths = st.sampled_from(
 def test_any_toml_is_a_config_or_mistakes_with_lines(document):
     """Section 1: exit status 2 and the mistakes; never a traceback."""
     text = "".join(f"{path} = {value}\n" for path, value in document.items())
-    found = ()
+    found: tuple[Mistake, ...] = ()
     try:
         parse(text, file="f.toml")
     except ConfigError as error:
