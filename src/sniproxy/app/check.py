@@ -12,10 +12,12 @@ import os
 import pwd
 import resource
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sniproxy.app import build
+from sniproxy.app.rights import as_after_the_start
 from sniproxy.errors import StartError
 from sniproxy.model import UnixAddress
 from sniproxy.relay.listener import bind
@@ -36,20 +38,20 @@ Problem = tuple[KeyPath, str]
 def problems(config: Config, source: Source, *, running: bool) -> list[Mistake]:
     """Everything that would be in the way, in the order of the file.
 
-    `running`: a proxy with this configuration is up, and holds its addresses.
+    `running`: a proxy with this configuration is up; addresses that are taken are taken by itself.
     """
-    found: list[Problem] = []
-    if not running:
-        found += _listeners(config)
-    found += _descriptors(config)
-    found += _user(config)
-    found += asyncio.run(_servers(config))
-    found += _files(config)
+    found: list[Problem] = [*_listeners(config, running=running), *_descriptors(config)]
+    unknown = list(_user(config))
+    found += unknown
+    # What root may open, the user that it becomes may perhaps not.
+    with nullcontext() if unknown else as_after_the_start(config.proxy.user, config.proxy.group):
+        found += asyncio.run(_servers(config))
+        found += _files(config)
     mistakes = [source.mistake(path, message) for path, message in found]
     return sorted(mistakes, key=lambda mistake: (mistake.line, mistake.key))
 
 
-def _listeners(config: Config) -> Iterator[Problem]:
+def _listeners(config: Config, *, running: bool) -> Iterator[Problem]:
     wanted: list[tuple[KeyPath, Address]] = [
         (("proxy", "listen", index), address) for index, address in enumerate(config.proxy.listen)
     ]
@@ -62,7 +64,9 @@ def _listeners(config: Config) -> Iterator[Problem]:
         try:
             bound.append(bind(address))
         except StartError as error:
-            yield path, str(error)
+            taken = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+            if not (running and taken):
+                yield path, str(error)
         else:
             if isinstance(address, UnixAddress) and not address.path.startswith("@"):
                 Path(address.path).unlink()
@@ -136,28 +140,54 @@ def _reason(error: OSError) -> str:
 
 def _files(config: Config) -> Iterator[Problem]:
     if isinstance(config.log.target, Path):
-        yield from _writable_place(("log", "target"), config.log.target.parent)
+        yield from _log_file(config.log.target)
     if config.acme is not None:
         for key in ("ca_file", "eab_hmac_file"):
             path = getattr(config.acme, key)
-            if path is not None and not os.access(path, os.R_OK):
+            if path is not None and not _may(path, os.R_OK):
                 yield ("acme", key), f"{path} cannot be read"
         if config.certificates:
             yield from _writable_place(("acme", "state_dir"), config.acme.state_dir)
     if config.haproxy is not None and config.certificates:
         yield from _writable_place(("haproxy", "certificate_dir"), config.haproxy.certificate_dir)
         for index, address in enumerate(config.haproxy.runtime_sockets):
-            if isinstance(address, UnixAddress) and not os.access(address.path, os.W_OK):
+            if not isinstance(address, UnixAddress) or address.path.startswith("@"):
+                continue
+            if not _may(address.path, os.W_OK):
                 message = f"not there for this user; HAProxy needs: stats socket {address.path} level admin"
                 yield ("haproxy", "runtime_sockets", index), message
+
+
+def _log_file(path: Path) -> Iterator[Problem]:
+    key: KeyPath = ("log", "target")
+    try:
+        if path.is_dir():
+            yield key, f"{path} is a directory; name a file"
+        elif path.exists():
+            if not _may(path, os.W_OK):
+                yield key, f"{path} cannot be written to by this user"
+        elif not path.parent.is_dir():
+            yield key, f"there is no directory {path.parent}"
+        else:
+            yield from _writable_place(key, path.parent)
+    except PermissionError:
+        yield key, f"{path} cannot be written to by this user"
 
 
 def _writable_place(key: KeyPath, directory: Path) -> Iterator[Problem]:
     """A directory that is there and can be written to, or can be made."""
     nearest = directory
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        yield key, f"{nearest} is not a directory"
-    elif not os.access(nearest, os.W_OK | os.X_OK):
+    try:
+        while not nearest.exists() and nearest != nearest.parent:
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            yield key, f"{nearest} is not a directory"
+            return
+    except PermissionError:
+        pass  # somewhere on the way, so that the rest is out of reach as well
+    if not _may(nearest, os.W_OK | os.X_OK):
         yield key, f"{directory} cannot be written to by this user"
+
+
+def _may(path: Path | str, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=True)

@@ -41,7 +41,7 @@ def _global(config: Config) -> Iterator[str]:
         return
     yield "global"
     for socket in sockets:
-        yield f"    stats socket {socket.path} mode 660 level admin"
+        yield f"    stats socket {_unix(socket)} mode 660 level admin"
     yield ""
 
 
@@ -54,9 +54,22 @@ def _bind(server: Address, proxy_protocol: ProxyProtocol) -> str:
     if isinstance(server, TcpAddress):
         return f"{server}{accept}"
     if server.path.startswith("@"):
-        return f"abns@{server.path[1:]}{accept}"
+        return f"{_unix(server)}{accept}"
     # haproxy binds it before it becomes its own user; sniproxy joins that group.
-    return f"unix@{server.path} mode 660 group haproxy{accept}"
+    return f"{_unix(server)} mode 660 group haproxy{accept}"
+
+
+def _unix(address: UnixAddress) -> str:
+    """As haproxy.cfg has it: the abstract name space has a prefix of its own."""
+    return f"abns@{address.path[1:]}" if address.path.startswith("@") else f"unix@{address.path}"
+
+
+def _dialled(address: Address) -> str:
+    """Where HAProxy, on this machine, reaches an address that is listened on."""
+    if isinstance(address, UnixAddress):
+        return _unix(address)
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104
+    return str(TcpAddress(host, address.port))
 
 
 def _port_80(config: Config) -> Iterator[str]:
@@ -67,11 +80,14 @@ def _port_80(config: Config) -> Iterator[str]:
     if 80 in ports:
         yield "# Port 80 is sniproxy's own: remove every bind on :80. It redirects to https and answers challenges."
         return
-    yield "# Into the frontend on :80, before any redirect."
+    yield "# Your frontend on :80, with this line before any redirect."
+    yield "frontend http"
+    yield "    mode http"
+    yield "    bind :80"
     yield f"    use_backend sniproxy_challenges if {{ path_beg {_CHALLENGES} }}"
+    yield "    # … and what it has had until now."
     yield ""
     yield "backend sniproxy_challenges"
     yield "    mode http"
     for number, address in enumerate(config.http.listen, 1):
-        target = f"unix@{address.path}" if isinstance(address, UnixAddress) else str(address)
-        yield f"    server sniproxy{number} {target}"
+        yield f"    server sniproxy{number} {_dialled(address)}"

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import grp
 import logging
-import os
-import pwd
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +15,7 @@ from typing import TYPE_CHECKING
 from sniproxy import __version__
 from sniproxy.app import build
 from sniproxy.app.resolve import keep_resolved, resolve
+from sniproxy.app.rights import drop_privileges
 from sniproxy.config import load
 from sniproxy.errors import ConfigError, StartError
 from sniproxy.http.admin import Admin
@@ -25,13 +23,13 @@ from sniproxy.http.public import Public
 from sniproxy.http.server import HttpServer
 from sniproxy.model import TcpAddress, UnixAddress
 from sniproxy.observe.access_log import TcpLog, json_line
-from sniproxy.observe.log import EventHandler, LogWriter, open_sink
+from sniproxy.observe.log import EventHandler, LogWriter, StreamSink, open_sink
 from sniproxy.observe.metrics import Metrics, ReloadCounts
 from sniproxy.relay.engine import Engine, Reports
 from sniproxy.relay.listener import Listener, bind, has_ipv6
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 
     from sniproxy.config import Config
     from sniproxy.model import Address, ClosedConnection
@@ -51,6 +49,7 @@ class Proxy:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
+        self._reloading = asyncio.Lock()
         self._draining = False
         self._reloads = ReloadCounts()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -58,7 +57,11 @@ class Proxy:
         self._format: Callable[[ClosedConnection], str] = TcpLog()
         self._log_connections = True
         self._writer: LogWriter
+        self._events: LogWriter  # what the program itself has to say; often the same
         self._engine: Engine
+        # A reload does not change these.
+        self._admin_listen = (config.admin.listen,) if config.admin.listen else ()
+        self._public_listen = config.http.listen if config.http else ()
         self._admin: HttpServer | None = None
         self._public: HttpServer | None = None
 
@@ -68,11 +71,16 @@ class Proxy:
         descriptors = build.raise_descriptor_limit(config)
         settings = build.relay_settings(config, descriptors)
         addresses = _listen_addresses(config)
-        listeners = bind_all(addresses)
-        admin = bind_all((config.admin.listen,)) if config.admin.listen else []
-        public = bind_all(config.http.listen) if config.http else []
-        self._open_log()
-        drop_privileges(config.proxy.user, config.proxy.group)
+        wanted = (*addresses, *self._admin_listen, *self._public_listen)
+        bound = bind_all(wanted)
+        try:
+            drop_privileges(config.proxy.user, config.proxy.group)
+            self._open_log()  # as the user who will have to reopen it
+        except StartError:
+            _give_back(bound, wanted)
+            raise
+        first, last = len(addresses), len(wanted) - len(self._public_listen)
+        listeners, admin, public = bound[:first], bound[first:last], bound[last:]
         backends = build.backends(config)
         await resolve(server for backend in backends for server in backend.servers)
         reports = Reports(closed=self._on_closed, warning=log.warning, bug=_report_bug)
@@ -106,8 +114,9 @@ class Proxy:
         self._format = json_line if as_json else TcpLog()
         # The lines of a terminal or of a journal are one stream of connections and one of messages.
         own_stream = settings.target in ("stdout", "stderr")
+        self._events = LogWriter(self._loop, StreamSink(2)) if own_stream else self._writer
         root = logging.getLogger("sniproxy")
-        root.handlers = [EventHandler(None if own_stream else self._writer, as_json=as_json)]
+        root.handlers = [EventHandler(self._events, as_json=as_json)]
         root.propagate = False
         root.setLevel(settings.level.upper())
 
@@ -173,32 +182,40 @@ class Proxy:
 
     async def _reload(self) -> None:
         """Takes the file as it is now; where anything in it is wrong, everything stays as it was."""
-        try:
-            config = load(self._path)
-            await self._take(config)
-        except (ConfigError, StartError) as error:
-            self._reloads.count(success=False)
-            for line in str(error).splitlines():
-                log.error("reload refused: %s", line)  # noqa: TRY400
-        else:
-            self._reloads.count(success=True)
-            log.info("reloaded %s", self._path)
+        async with self._reloading:
+            try:
+                # In a thread: reading a large file takes longer than a connection may be kept waiting.
+                await self._take(await asyncio.to_thread(load, self._path))
+            except (ConfigError, StartError) as error:
+                self._reloads.count(success=False)
+                for line in str(error).splitlines():
+                    log.error("reload refused: %s", line)  # noqa: TRY400
+            else:
+                self._reloads.count(success=True)
+                log.info("reloaded %s", self._path)
 
     async def _take(self, config: Config) -> None:
+        backends = build.backends(config, self._engine.backends.values())
+        await resolve(server for backend in backends for server in backend.servers)
+        if self._draining:
+            raise StartError("the program is stopping")
+        # Nothing is waited for from here on: all of it is taken, or none.
         wanted = _listen_addresses(config)
         added = [address for address in wanted if address not in self._listeners]
         bound = dict(zip(added, bind_all(added), strict=True))
-        backends = build.backends(config, self._engine.backends.values())
-        await resolve(server for backend in backends for server in backend.servers)
         descriptors = build.raise_descriptor_limit(config)
         self._engine.reconfigure(build.relay_settings(config, descriptors), build.router(config), backends)
         removed = [address for address in self._listeners if address not in wanted]
         self._engine.unlisten([self._listeners.pop(address) for address in removed])
+        _unlink_sockets(removed)
         self._listeners |= bound
         self._engine.listen(bound.values())
         for key in ("admin", "http", "log"):
             if getattr(config, key) != getattr(self._config, key):
                 log.warning("reload: changes of [%s] take a restart", key)
+        for key in ("user", "group", "workers"):
+            if getattr(config.proxy, key) != getattr(self._config.proxy, key):
+                log.warning("reload: a change of proxy.%s takes a restart", key)
         self._config = config
 
     # ------------------------------------------------------------------ stop
@@ -212,6 +229,8 @@ class Proxy:
         """Waits for live connections until the grace is over or a second signal comes."""
         self._draining = True
         self._engine.stop_listening()
+        # Now, not in the end: a successor may have bound the same path by then.
+        _unlink_sockets(self._listeners)
         grace = self._config.proxy.shutdown_grace
         log.info("stopping: %d connections have %g s to end", len(self._engine.live), grace)
         drained = self._loop.create_task(self._engine.drained())
@@ -228,16 +247,16 @@ class Proxy:
 
     async def _close(self) -> None:
         self._engine.close()
-        for server in (self._admin, self._public):
+        for server, addresses in ((self._admin, self._admin_listen), (self._public, self._public_listen)):
             if server is not None:
                 await server.close()
+                _unlink_sockets(addresses)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for address in (*self._listeners, self._config.admin.listen):
-            if isinstance(address, UnixAddress) and not address.path.startswith("@"):
-                _unlink(address.path)
         self._writer.close()
+        if self._events is not self._writer:
+            self._events.close()
 
 
 def _listen_addresses(config: Config) -> tuple[Address, ...]:
@@ -259,41 +278,33 @@ def _not_there_yet(config: Config) -> Iterator[str]:
             yield f"backends.{name}.check: health checks are not there yet; a server that refuses is passed over"
 
 
-def bind_all(addresses: Iterable[Address]) -> list[Listener]:
+def bind_all(addresses: Sequence[Address]) -> list[Listener]:
     """Binds all of the addresses, in order, or none of them. Raises StartError."""
     bound: list[Listener] = []
     try:
         for address in addresses:
-            bound.append(bind(address))  # noqa: PERF401  one by one, so that those that stand can be closed again
+            bound.append(bind(address))  # noqa: PERF401  one by one, so that those that stand can be given back
     except StartError:
-        for listener in bound:
-            listener.close()
+        _give_back(bound, addresses)
         raise
     return bound
 
 
-def drop_privileges(user: str, group: str) -> None:
-    """Becomes another user, for good, when started as root. Raises StartError where that cannot be."""
-    if not user and not group:
-        return
-    if os.geteuid() != 0:
-        return
-    try:
-        entry = pwd.getpwnam(user) if user else None
-        gid = grp.getgrnam(group).gr_gid if group else entry.pw_gid if entry else os.getgid()
-    except KeyError as error:
-        raise StartError(f"proxy.user, proxy.group: {error.args[0]}") from error
-    os.setgroups(os.getgrouplist(user, gid) if user else [gid])
-    os.setresgid(gid, gid, gid)
-    if entry is not None:
-        os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+def _give_back(bound: Sequence[Listener], addresses: Sequence[Address]) -> None:
+    """Closes the listeners, which are those of the first addresses."""
+    for listener in bound:
+        listener.close()
+    _unlink_sockets(addresses[: len(bound)])
 
 
-def _unlink(path: str) -> None:
-    try:
-        Path(path).unlink()
-    except OSError:
-        pass  # not ours any more, or never made
+def _unlink_sockets(addresses: Iterable[Address]) -> None:
+    """Removes the files of unix sockets that nobody listens on any more."""
+    for address in addresses:
+        if isinstance(address, UnixAddress) and not address.path.startswith("@"):
+            try:
+                Path(address.path).unlink()
+            except OSError:
+                pass  # gone already, or in a directory that only root may change
 
 
 def _report_bug(error: BaseException) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sniproxy.app.explain import Explainer, Explanation
 
-MAX_LINE_CHARS = 4 << 20
+MAX_LINE_BYTES = 4 << 20
 """A line of --jsonl holds one first flight in hex, twice max_hello at most; beyond that it is none."""
 
 
@@ -92,13 +92,15 @@ def _visible(text: str) -> str:
 
 
 def _each_line(explainer: Explainer, client: str) -> None:
-    for number, line in enumerate(iter(lambda: sys.stdin.readline(MAX_LINE_CHARS), ""), 1):
+    stdin, number = sys.stdin.buffer, 0
+    while line := stdin.readline(MAX_LINE_BYTES):
+        number += 1
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
             identity, data = entry["id"], bytes.fromhex(entry["hex"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             fail(f'line {number}: not a line {{"id": …, "hex": …}}: {error}')
         answer = explainer.first_bytes(data, client).as_dict()
         del answer["ja4"]

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sniproxy.model import Address
 
 ANSWER_SECONDS = 5.0
-MAX_ANSWER_BYTES = 4096
+MAX_ANSWER_BYTES = 4 << 20
+"""Enough for the metrics of thousands of servers."""
 
 
 @click.command()
@@ -29,8 +30,10 @@ def healthcheck(path: Path) -> None:
         fail("admin.listen is off: nobody can be asked")
     try:
         status, text = ask(config.admin.listen, "/readyz")
-    except (OSError, http.client.HTTPException) as error:
-        fail(f"no answer from {config.admin.listen}: {error}")
+    except OSError as error:
+        fail(f"no answer from {config.admin.listen}: {error.strerror or error}")
+    except http.client.HTTPException:
+        fail(f"what listens on {config.admin.listen} is not sniproxy: it does not speak HTTP")
     if status != http.client.OK:
         fail(f"not ready: {text.strip()}")
 

@@ -7,7 +7,6 @@ Bodies are not read; a request that announces one is answered and the connection
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import TYPE_CHECKING
@@ -75,13 +74,18 @@ class HttpServer:
         self._connections.add(task)
         try:
             if len(self._connections) <= self.max_connections:
-                with contextlib.suppress(TimeoutError, ConnectionError):
-                    await self._converse(reader, writer)
-        except asyncio.CancelledError:
-            pass
+                await self._converse(reader, writer)
+                writer.close()
+                async with asyncio.timeout(WRITE_SECONDS):
+                    await writer.wait_closed()
+        except (OSError, asyncio.CancelledError):
+            pass  # out of time, or gone
+        except Exception as error:  # noqa: BLE001
+            self.bug(error)
         finally:
             self._connections.discard(task)
-            writer.close()
+            # Closing waits for a client to read what is left, and one that never does would stay for ever.
+            writer.transport.abort()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)

@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
@@ -78,21 +79,34 @@ class SyslogSink:
 
     def write(self, lines: list[str]) -> None:
         for line in lines:
-            if self._socket is None:
-                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-                self._socket.settimeout(1.0)
-                self._socket.connect(self._path)
             stamp = datetime.now().astimezone().strftime("%b %e %H:%M:%S")
+            datagram = f"{self._prefix}{stamp} sniproxy[{os.getpid()}]: {line}".encode("utf-8", "backslashreplace")
             try:
-                self._socket.send(f"{self._prefix}{stamp} sniproxy[{os.getpid()}]: {line}".encode())
+                self._connected().send(datagram)
             except OSError:
                 self.close()  # restarted, perhaps: the next line finds out
                 raise
+
+    def _connected(self) -> socket.socket:
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.settimeout(1.0)
+            self._socket.connect(self._path)
+        return self._socket
 
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Lines that are written together, their length, and how many before them nobody will see."""
+
+    lines: list[str]
+    size: int
+    dropped_before: int
 
 
 class LogWriter:
@@ -106,7 +120,8 @@ class LogWriter:
         self._backlog = 0
         self._dropped = 0
         self._lock = threading.Lock()
-        self._queue: SimpleQueue[list[str] | Sink | None] = SimpleQueue()
+        self._owner = threading.get_ident()
+        self._queue: SimpleQueue[_Batch | Sink | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
         self._thread.start()
 
@@ -116,6 +131,13 @@ class LogWriter:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_later(BATCH_SECONDS, self._hand_over)
+
+    def write_from_any_thread(self, line: str) -> None:
+        """The same for others than the event loop's thread, too."""
+        if threading.get_ident() == self._owner:
+            self.write(line)
+        else:
+            self._loop.call_soon_threadsafe(self.write, line)
 
     def replace(self, sink: Sink) -> None:
         """Writes to another sink from here on: what came before still goes to the old one, which is closed."""
@@ -131,7 +153,7 @@ class LogWriter:
     def _hand_over(self) -> None:
         self._scheduled = False
         lines, self._lines = self._lines, []
-        if not lines:
+        if not lines and not self._dropped:
             return
         size = sum(map(len, lines))
         with self._lock:
@@ -139,29 +161,40 @@ class LogWriter:
                 self._dropped += len(lines)
                 return
             self._backlog += size
-            if self._dropped:
-                lines.append(f"sniproxy: {self._dropped} log lines dropped: the log could not be written in time")
-                self._dropped = 0
-        self._queue.put(lines)
+            dropped, self._dropped = self._dropped, 0
+        self._queue.put(_Batch(lines, size, dropped))
 
     def _work(self) -> None:
         sink = self._sink
         while (item := self._queue.get()) is not None:
-            if not isinstance(item, list):
+            if isinstance(item, _Batch):
+                self._write_batch(sink, item)
+            else:
                 sink.close()
                 sink = item
-                continue
-            size = sum(map(len, item))
-            try:
-                sink.write(item)
-            except OSError as error:
-                # The one place left to say it.
-                print(f"sniproxy: cannot write the log: {error.strerror}", file=sys.stderr)  # noqa: T201
-                with self._lock:
-                    self._dropped += len(item)
-            with self._lock:
-                self._backlog -= size
         sink.close()
+
+    def _write_batch(self, sink: Sink, batch: _Batch) -> None:
+        lines = batch.lines
+        if batch.dropped_before:
+            notice = f"sniproxy: {batch.dropped_before} log lines dropped: the log could not be written in time"
+            lines = [notice, *lines]
+        try:
+            sink.write(lines)
+        except OSError as error:
+            _say_on_stderr(f"sniproxy: cannot write the log: {error.strerror or error}")
+            with self._lock:
+                self._dropped += len(batch.lines) + batch.dropped_before
+        with self._lock:
+            self._backlog -= batch.size
+
+
+def _say_on_stderr(text: str) -> None:
+    """The one place left to say it, unless that is the one that is gone."""
+    try:
+        print(text, file=sys.stderr)  # noqa: T201
+    except OSError:
+        pass
 
 
 def open_sink(target: str | Path, level: Level) -> Sink:
@@ -197,4 +230,4 @@ class EventHandler(logging.Handler):
             StreamSink(2).write(lines)
         else:
             for line in lines:
-                self._writer.write(line)
+                self._writer.write_from_any_thread(line)

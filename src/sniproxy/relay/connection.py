@@ -19,7 +19,7 @@ from sniproxy.errors import BadProxyHeader, HelloTooLarge, MalformedHello, NotTl
 from sniproxy.model import Outcome, ProxyProtocol
 from sniproxy.relay.backend import NONBLOCKING_STREAM, connect_error
 from sniproxy.relay.listener import plain_endpoint, set_tcp_options
-from sniproxy.relay.peer import Peer
+from sniproxy.relay.peer import READS_PER_TURN, Peer
 from sniproxy.wire.alert import fatal_alert
 from sniproxy.wire.client_hello import HelloReader, read_whole
 from sniproxy.wire.proxy_header import decode, encode_v1, encode_v2
@@ -54,6 +54,7 @@ class Connection:
 
     __slots__ = (
         "_backend",
+        "_busy",
         "_connected_at",
         "_decision",
         "_expire",
@@ -115,6 +116,7 @@ class Connection:
         self._backend: Backend | None = None
         self._server: Server | None = None
         self._tried: tuple[Server, ...] = ()
+        self._busy = False  # a server was too busy to take it just now
         self._inspected_at = self._connected_at = 0.0
 
     def start(self) -> None:
@@ -250,8 +252,15 @@ class Connection:
             self._tried += (server,)
             if self._connect(server, shares=len(backend.servers) - len(self._tried) + 1):
                 return
-        reason = f"no server of {backend.name} took the connection"
-        self._refuse(Outcome.BACKEND_UNREACHABLE, AlertDescription.INTERNAL_ERROR, reason, "SC")
+        if self._busy and self._connect_seconds_left() > 0:
+            # Nothing will tell when a backlog is no longer full: ask again, one tick later.
+            self._busy, self._tried = False, ()
+            self.engine.watch_again(self.client, self._on_client_while_connecting)
+            self._wait(0.0, self._dial)
+            return
+        # A client that is not TLS, which has its reason by now, could make nothing of an alert.
+        alert = None if self.reason else AlertDescription.INTERNAL_ERROR
+        self._refuse(Outcome.BACKEND_UNREACHABLE, alert, f"no server of {backend.name} took the connection", "SC")
 
     def _connect(self, server: Server, shares: int) -> bool:
         """Begins to connect to a server; False when that has failed already.
@@ -280,21 +289,19 @@ class Connection:
         if status == 0:
             self._connected()
             return True
-        left = self._inspected_at + self.engine.settings.connect_timeout - self.engine.now
         if status == EINPROGRESS:
-            self._wait(max(left, 0.0) / shares, self._on_connect_timeout)
+            self._wait(self._connect_seconds_left() / shares, self._on_connect_timeout)
             self.engine.watch_again(self.client, self._on_client_while_connecting)
-            self.engine.watch(self.server, self._on_connect_event)
+            self.server.announced = True
+            self.engine.watch(self.server, self._on_connect_event, writable=True)
             return True
-        if status == EAGAIN and server.family == AF_UNIX and left > 0:
-            # The backlog of a unix socket is full, and nothing will tell when it no longer is: ask again.
-            self._drop_server()
-            self._tried = self._tried[:-1]
-            self.engine.watch_again(self.client, self._on_client_while_connecting)
-            self._wait(0.0, self._dial)
-            return True
+        if status == EAGAIN and server.family == AF_UNIX:
+            self._busy = True  # its backlog is full
         self._drop_server(connect_error(status))
         return False
+
+    def _connect_seconds_left(self) -> float:
+        return max(self._inspected_at + self.engine.settings.connect_timeout - self.engine.now, 0.0)
 
     def _on_connect_event(self, events: int) -> None:
         server = self.server
@@ -322,6 +329,7 @@ class Connection:
             server.failed(error)
         server.active -= 1
         self._server = None
+        peer.over = True  # whatever the turn still holds for it
         peer.release(self.engine)
         self.engine.forget(peer)
         self.server = None
@@ -348,9 +356,7 @@ class Connection:
         except OSError as error:
             self._connect_failed(connect_error(error.errno or 0))
             return
-        if sent < len(self._first):
-            server.hold(self._first[sent:], engine)
-        self._first = b""
+        rest, self._first = self._first[sent:], b""
         self._server.connections += 1
         # Not engine.now: a connect that succeeds at once, over a unix socket, would seem to take no time at all.
         self.touched = self._connected_at = time.monotonic()
@@ -358,10 +364,12 @@ class Connection:
         client.other, server.other = server, client
         self._wait(engine.settings.idle_timeout, self._on_idle)
         engine.watch_again(client, client.on_event)
-        if engine.watched(server):
+        if server.announced:
             engine.watch_again(server, server.on_event)
         else:
             engine.watch(server, server.on_event)
+        if rest:
+            server.hold(rest, engine)
         if self.unread:
             client.pump()
 
@@ -421,12 +429,14 @@ class Connection:
     def _on_lingering(self, _events: int) -> None:
         """What a refused client still sends is thrown away, until it closes."""
         try:
-            while self.client.sock.recv_into(self.engine.buffer, 0, MSG_DONTWAIT):
-                pass
+            for _ in range(READS_PER_TURN):
+                if not self.client.sock.recv_into(self.engine.buffer, 0, MSG_DONTWAIT):
+                    break
         except BlockingIOError:
             return
         except OSError:
             pass
+        # Closed, or sending so much that it will not listen either.
         self._refused()
 
     def _refused(self) -> None:
@@ -502,8 +512,10 @@ class Connection:
 
     @property
     def server_label(self) -> str:
-        """The server's address as configured, empty where none took the connection."""
-        return self._server.label if self._server is not None else ""
+        """The server's address as configured, or the last one tried; empty where none was."""
+        if self._server is not None:
+            return self._server.label
+        return self._tried[-1].label if self._tried else ""
 
     @property
     def inspect_seconds(self) -> float | None:

@@ -27,7 +27,6 @@ class Wheel(Generic[TimedT]):
 
     def __init__(self) -> None:
         self._slots: dict[int, set[TimedT]] = {}
-        self._last = 0
 
     def __bool__(self) -> bool:
         return bool(self._slots)

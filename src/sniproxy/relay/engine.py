@@ -1,8 +1,8 @@
 """Polls, dispatches, accepts: an epoll of its own that the event loop watches as one descriptor.
 
 When something is ready the loop calls `wake`, which asks this epoll for everything that is ready and calls plain
-methods, one a socket. Sockets are registered edge-triggered for everything, once; the kernel drops them when they
-are closed.
+methods, one a socket. Sockets are registered edge-triggered, once, and once more if they ever fill up; the kernel drops
+them when they are closed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from sniproxy.relay.backend import Backend
     from sniproxy.relay.peer import Peer
 
-_EVERYTHING = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_EVERYTHING = _READABLE | select.EPOLLOUT
 
 EVENTS_PER_WAKE = 256
 """Events taken from the kernel at once: others in the event loop get their turn after a few milliseconds."""
@@ -45,7 +46,6 @@ PAUSE_SECONDS = 0.5
 """How long accepting rests when the kernel is out of descriptors or memory: long enough not to spin, short enough that
 nobody's SYN is repeated more than once."""
 
-_OUT_OF_SOMETHING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 # Of one connection only (accept(2): "treat them like EAGAIN").
 _OF_ONE_CONNECTION = frozenset(
     (
@@ -127,7 +127,8 @@ class Engine:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._fresh: set[int] = set()
-        self._again: list[Peer] = []
+        self._again: dict[Peer, None] = {}  # in their order, each once
+        self._next: asyncio.Handle | None = None
         self._listeners: list[Listener] = []
         self._listening = False
         self._full = False
@@ -139,19 +140,23 @@ class Engine:
 
     # ------------------------------------------------------------------ what connections ask for
 
-    def watch(self, peer: Peer, handler: Handler) -> None:
-        """From now on `handler` is called with the epoll flags of whatever happens on the peer's socket."""
+    def watch(self, peer: Peer, handler: Handler, *, writable: bool = False) -> None:
+        """From now on `handler` is called with the epoll flags of whatever happens on the peer's socket.
+
+        That it can be written to is announced when `writable` is asked for, or later by `await_writable`. Most sockets
+        never fill up, and being told of each new one that it is empty is a wake-up for nothing.
+        """
         self._handlers[peer.fd] = handler
         self._fresh.add(peer.fd)
-        self._epoll.register(peer.fd, _EVERYTHING)
+        self._epoll.register(peer.fd, _EVERYTHING if writable else _READABLE)
+
+    def await_writable(self, peer: Peer) -> None:
+        """From now on, for good, it is also announced that the peer's socket can be written to: at once, if it can."""
+        self._epoll.modify(peer.fd, _EVERYTHING)
 
     def watch_again(self, peer: Peer, handler: Handler) -> None:
         """Another handler for a socket that is being watched."""
         self._handlers[peer.fd] = handler
-
-    def watched(self, peer: Peer) -> bool:
-        """Whether the peer's socket is being watched."""
-        return peer.fd in self._handlers
 
     def forget(self, peer: Peer) -> None:
         """Closes the peer's socket."""
@@ -160,7 +165,7 @@ class Engine:
 
     def again(self, peer: Peer) -> None:
         """The peer has had its share of this turn, and there is more."""
-        self._again.append(peer)
+        self._again[peer] = None
 
     def hold(self, count: int) -> None:
         """So many bytes more, or fewer, are kept for readers that do not take them.
@@ -178,7 +183,10 @@ class Engine:
 
     def closed(self, connection: Connection) -> None:
         """A connection is over: count it and tell of it, while its sockets are still there to be asked."""
-        self._reports.closed(connection)
+        try:
+            self._reports.closed(connection)
+        except Exception as error:  # noqa: BLE001  a log line that cannot be written must not keep sockets open
+            self._reports.bug(error)
         self.live.discard(connection)
         self.wheel.discard(connection)
         if connection.admitted:
@@ -202,7 +210,10 @@ class Engine:
         """One turn: those that had more to read last time, then everything that is ready."""
         self.now = time.monotonic()
         self._fresh.clear()
-        again, self._again = self._again, []
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        again, self._again = self._again, {}
         for peer in again:
             if not peer.over:
                 self._guard(peer.pump)
@@ -217,7 +228,7 @@ class Engine:
             except Exception as error:  # noqa: BLE001
                 self._bug(handler, error)
         if self._again:
-            self._loop.call_soon(self.wake)
+            self._next = self._loop.call_soon(self.wake)
         if self._ticking is None and self.wheel:
             self._ticking = self._loop.call_later(TICK_SECONDS, self._tick)
 
@@ -227,8 +238,8 @@ class Engine:
         for connection in self.wheel.due(self.now):
             self._guard(connection.expire)
         self._ticking = self._loop.call_later(TICK_SECONDS, self._tick) if self.wheel else None
-        if self._again:
-            self._loop.call_soon(self.wake)
+        if self._again and self._next is None:
+            self._next = self._loop.call_soon(self.wake)
 
     def _guard(self, step: Callable[[], None]) -> None:
         try:
@@ -378,7 +389,7 @@ class Engine:
         """Stops listening, cuts what is left and gives the epoll back."""
         self.stop_listening()
         self.cut_all()
-        for timer in (self._pause, self._ticking):
+        for timer in (self._pause, self._ticking, self._next):
             if timer is not None:
                 timer.cancel()
         self._loop.remove_reader(self._epoll.fileno())

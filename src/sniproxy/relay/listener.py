@@ -53,7 +53,8 @@ def bind(address: Address) -> Listener:
     listening: socket.socket | None = None
     try:
         if isinstance(address, UnixAddress):
-            listening = _bind_unix(address.path)
+            listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            _bind_unix(listening, address.path)
         else:
             host = address.host
             family = socket.AF_INET6 if ":" in host or not host else socket.AF_INET
@@ -104,15 +105,13 @@ def plain_endpoint(address: tuple[str, int] | str | bytes) -> Endpoint | None:
     return host, address[1]
 
 
-def _bind_unix(path: str) -> socket.socket:
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _bind_unix(listening: socket.socket, path: str) -> None:
     if path.startswith("@"):
         listening.bind("\0" + path[1:])
-        return listening
+        return
     if Path(path).is_socket() and not _answers(path):
         Path(path).unlink(missing_ok=True)  # left behind by a process that is gone
     listening.bind(path)
-    return listening
 
 
 def _answers(path: str) -> bool:
@@ -140,4 +139,4 @@ def _why_not(address: Address, error: OSError) -> str:
         errno.EADDRNOTAVAIL: "this machine has no such address",
     }
     hint = hints.get(error.errno or 0)
-    return f"cannot listen on {address}: {error.strerror}" + (f" ({hint})" if hint else "")
+    return f"cannot listen on {address}: {error.strerror or error}" + (f" ({hint})" if hint else "")

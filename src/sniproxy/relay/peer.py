@@ -1,6 +1,6 @@
 """One of the two sockets of a pair, and the bytes that go through it.
 
-Sockets are watched edge-triggered, registered once for everything and never again. So whoever reads goes on until the
+Sockets are watched edge-triggered: what has been announced is not announced again. So whoever reads goes on until the
 kernel has nothing more, or remembers that it stopped early:
 
 - A short read means that the queue was empty, and new bytes will be announced. It does not mean that for the end
@@ -33,6 +33,7 @@ class Peer:
     """One socket of a connection. `other` is where its bytes go.
 
     waiting: bytes for this peer that it has not taken yet; while there are any, `other` is not read.
+    announced: the engine tells when it can be written to.
     received: bytes read from it.
     ended: it will send nothing more.
     closing: it has been told, or is to be told when `waiting` is gone, that the other one will send nothing more.
@@ -41,6 +42,7 @@ class Peer:
     """
 
     __slots__ = (
+        "announced",
         "closing",
         "connection",
         "ended",
@@ -68,6 +70,7 @@ class Peer:
         self.refuses = False
         self.reset = False
         self.over = False
+        self.announced = False
 
     def on_event(self, events: int) -> None:
         """The kernel has announced something; `events` are its epoll flags."""
@@ -79,10 +82,12 @@ class Peer:
                 return
         if self.waiting is not None and events & _WRITABLE:
             self.flush()
+            if self.over:
+                return
         if events & _READABLE and not self.ended:
             self.pump()
 
-    def pump(self) -> None:
+    def pump(self) -> None:  # noqa: C901  the hot loop: taking it apart would cost a call for each read
         """Moves what this peer has sent to the other one, as far as both allow within one turn."""
         other = self.other
         connection = self.connection
@@ -113,7 +118,9 @@ class Peer:
                 sent = 0
             except OSError as error:
                 other.refuse(error)
-                return
+                if self.over:
+                    return
+                continue  # to its end, which may have been announced already
             if sent != count:
                 other.hold(bytes(view[sent:count]), engine)
                 return
@@ -148,6 +155,9 @@ class Peer:
     def hold(self, data: bytes, engine: Engine) -> None:
         """Keeps bytes that this peer does not take now."""
         self.waiting = data
+        if not self.announced:
+            self.announced = True
+            engine.await_writable(self)
         engine.hold(len(data))
 
     def release(self, engine: Engine) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 from struct import error as struct_error
@@ -197,8 +198,10 @@ def _unmapped(packed: bytes) -> str:
     return str(address.ipv4_mapped or address)
 
 
+@lru_cache(maxsize=1024)
 def _pack_ipv4(address: str) -> bytes:
-    # A third of what ipaddress takes, and the kernel has already said that this is an address.
+    # A third of what ipaddress takes, and the kernel has already said that this is an address. One of the two is
+    # our own, and clients come again.
     return bytes(map(int, address.split(".")))
 
 
