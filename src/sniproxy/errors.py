@@ -7,7 +7,8 @@
     │   ├── MalformedHello   begins like a ClientHello and breaks a rule; carries the alert to answer
     │   ├── HelloTooLarge    a possible ClientHello above our cap; carries the alert to answer
     │   └── BadProxyHeader   a sender that must send a PROXY header did not, or sent a broken one
-    └── StartError           the program cannot start: an address in use, a right missing
+    ├── StartError           the program cannot start: an address in use, a right missing
+    └── StepFailed           a step of the demo did not work (app/demo_programs.py)
 
 The class says whose fault it is: ConfigError and StartError are the operator's to mend, WireError the peer's.
 Anything else that escapes is a bug in sniproxy.

@@ -60,7 +60,7 @@ def test_nothing_is_wrong(sniproxy: Callable[..., Result], write: Callable[..., 
     result = sniproxy("check", "-c", path)
 
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == f"{path}: good (1 backends, 0 names)\n"
+    assert result.stderr == f"{path}: good; backends: 1, names in routes: 0\n"
 
 
 def test_nothing_is_wrong_as_json(sniproxy: Callable[..., Result], write: Callable[..., Path]) -> None:

@@ -74,7 +74,7 @@ def _dialled(address: Address) -> str:
 
 def _port_80(config: Config) -> Iterator[str]:
     if config.http is None:
-        yield "# Port 80 stays as it is: [http] is off, and challenges are answered on :443."
+        yield "# Port 80 stays as it is: [http] is off."
         return
     ports = {address.port for address in config.http.listen if isinstance(address, TcpAddress)}
     if 80 in ports:

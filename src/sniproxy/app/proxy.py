@@ -144,7 +144,10 @@ class Proxy:
         config = self._config
         log.info("%s on %s", __version__, ", ".join(map(str, self._listeners)))
         if max_connections < config.proxy.max_connections:
-            log.warning(
+            # Nobody may have asked for the default: then it is no more than a fact.
+            asked = "max_connections" in config.proxy.model_fields_set
+            log.log(
+                logging.WARNING if asked else logging.INFO,
                 "max_connections: the limit of open files allows %d of %d; raise LimitNOFILE (ulimit -n)",
                 max_connections,
                 config.proxy.max_connections,

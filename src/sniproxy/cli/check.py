@@ -42,7 +42,7 @@ def check(path: Path, *, as_json: bool) -> None:
         sys.exit(FAILED)
     if not as_json:
         names = sum(len(route.sni) for route in config.routes)
-        click.echo(f"{path}: good ({len(config.backends)} backends, {names} names)", err=True)
+        click.echo(f"{path}: good; backends: {len(config.backends)}, names in routes: {names}", err=True)
 
 
 def _report(mistakes: Sequence[Mistake], *, as_json: bool) -> None:

@@ -23,10 +23,11 @@ _key = re.compile(
     r"[ \t]*(?P<dot>\.)?"
 ).match
 # Triple quotes may be followed by two more that belong to the text. A bare scalar ends where something else begins;
-# a date may have a blank in it.
+# a date may have a blank in it. The first two are not possessive like the others: Python 3.11.2, which is Debian 12's,
+# then fails to match a group with a lookahead in it.
 _scalar = re.compile(
-    r'''"""(?:[^"\\]|\\[\s\S]|"(?!""))*+"{3,5}'''
-    r"""|'''(?:[^']|'(?!''))*+'{3,5}"""
+    r'''"""(?:[^"\\]|\\[\s\S]|"(?!""))*"{3,5}'''
+    r"""|'''(?:[^']|'(?!''))*'{3,5}"""
     r'''|"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"'''
     r"""|'[^'\n]*'"""
     r"""|[^,\]}#\n]*"""

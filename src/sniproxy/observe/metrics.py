@@ -10,12 +10,18 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from sniproxy.model import Outcome
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client.core import Metric
 
     from sniproxy.model import HistogramSnapshot, RelaySnapshot
+
+
+_RELAYED, _UNREACHABLE = Outcome.RELAYED, Outcome.BACKEND_UNREACHABLE
+_WITH_BACKEND = frozenset((_RELAYED, _UNREACHABLE, Outcome.CHALLENGE))
 
 
 class RelayCollector(Collector):
@@ -36,7 +42,7 @@ class RelayCollector(Collector):
             "Accepted connections that are over, by how they ended.",
             labels=("outcome", "backend"),
         )
-        for (outcome, backend), count in sorted(now.outcomes.items()):
+        for (outcome, backend), count in sorted(_all_outcomes(now).items()):
             connections.add_metric((outcome.value, backend), count)
         yield connections
         yield CounterMetricFamily(
@@ -56,6 +62,14 @@ class RelayCollector(Collector):
         yield _histogram("connect", "Time from the decision until a server had taken the connection.", now.connect)
         yield _histogram("connection", "Time from accept to close.", now.connection)
         yield from _servers(now)
+
+
+def _all_outcomes(now: RelaySnapshot) -> dict[tuple[Outcome, str], int]:
+    """With those that have not happened yet: a counter that begins at 1 hides its first event from rate()."""
+    outcomes: dict[tuple[Outcome, str], int] = {(outcome, ""): 0 for outcome in Outcome if outcome not in _WITH_BACKEND}
+    backends = {server.backend for server in now.servers}
+    outcomes |= {(outcome, backend): 0 for outcome in (_RELAYED, _UNREACHABLE) for backend in backends}
+    return outcomes | now.outcomes
 
 
 def _servers(now: RelaySnapshot) -> Iterator[Metric]:
