@@ -40,11 +40,22 @@ def connect_error(number: int) -> str:
 class Server:
     """One server. `socket_address` is what connect(2) takes; None until a host name has been resolved.
 
-    `active` and `connections` are its connections now and ever, `errors` its failed connects by name, `up` what its
-    health check says.
+    `near` means TCP on this machine's loopback. `active` and `connections` are its connections now and ever, `errors`
+    its failed connects by name, `up` what its health check says.
     """
 
-    __slots__ = ("active", "address", "backend", "connections", "errors", "family", "label", "socket_address", "up")
+    __slots__ = (
+        "active",
+        "address",
+        "backend",
+        "connections",
+        "errors",
+        "family",
+        "label",
+        "near",
+        "socket_address",
+        "up",
+    )
 
     def __init__(self, backend: str, address: Address) -> None:
         self.backend = backend
@@ -55,6 +66,7 @@ class Server:
         self.errors: dict[str, int] = {}
         self.up = True
         self.family = AF_UNIX
+        self.near = False
         self.socket_address: str | tuple[str, int] | None = None
         if isinstance(address, UnixAddress):
             path = address.path
@@ -64,6 +76,7 @@ class Server:
         """From now on connections go to this IP address."""
         self.family = AF_INET6 if ":" in host else AF_INET
         self.socket_address = (host, port)
+        self.near = host.startswith("127.") or host == "::1"
 
     def failed(self, error: str) -> None:
         """Counts one failed connect."""

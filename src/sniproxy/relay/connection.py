@@ -40,6 +40,8 @@ LINGER_SECONDS = 1.0
 kernel send a reset that overtakes the alert (RFC 1122 section 4.2.2.13)."""
 
 _SEND = MSG_DONTWAIT | MSG_NOSIGNAL
+# On Python 3.11 a member of an enum costs a function call each time it is asked for.
+_RELAYED, _OFF, _V1 = Outcome.RELAYED, ProxyProtocol.OFF, ProxyProtocol.V1
 _CLOSING = select.EPOLLRDHUP | select.EPOLLHUP
 _RESET_ON_CLOSE = pack("ii", 1, 0)
 _UNKNOWN: Endpoint = ("unix", 0)
@@ -102,7 +104,7 @@ class Connection:
         self.unread = False  # bytes of the client may be there that the kernel will not announce again
         self.sni: str | None = None
         self.alpn: tuple[bytes, ...] = ()
-        self.outcome = Outcome.RELAYED
+        self.outcome = _RELAYED
         self.termination = "--"
         self.reason = ""
         self._number = engine.statistics.accepted
@@ -229,7 +231,7 @@ class Connection:
         self._dial()
 
     def _proxy_header(self, backend: Backend) -> bytes:
-        if backend.proxy_protocol is ProxyProtocol.OFF:
+        if backend.proxy_protocol is _OFF:
             return b""
         remote, local = self._remote, self._local
         if local is None and remote is not None:
@@ -237,7 +239,7 @@ class Connection:
                 local = plain_endpoint(self.client.sock.getsockname())
             except OSError:
                 remote = None  # the client is gone, which its own event tells
-        if backend.proxy_protocol is ProxyProtocol.V1:
+        if backend.proxy_protocol is _V1:
             return encode_v1(remote, local)
         alpn = self.alpn[0] if self.alpn else None
         return encode_v2(remote, local, authority=self.sni, alpn=alpn, unique_id=self.unique_id.encode("ascii"))
@@ -286,7 +288,7 @@ class Connection:
             status = sock.connect_ex(server.socket_address)
         except OSError as error:
             status = error.errno or 0
-        if status == 0:
+        if status == 0 or (status == EINPROGRESS and server.near and _is_connected(sock)):
             self._connected()
             return True
         if status == EINPROGRESS:
@@ -406,7 +408,7 @@ class Connection:
         self._finish(self._expected(), "sD" if stuck else "cD", "idle")
 
     def _expected(self) -> Outcome:
-        return self._decision.outcome if self._decision is not None else Outcome.RELAYED
+        return self._decision.outcome if self._decision is not None else _RELAYED
 
     # ------------------------------------------------------------------ refuse
 
@@ -553,6 +555,19 @@ class Connection:
             self._server.active if self._server is not None else 0,
             max(len(self._tried) - 1, 0),
         )
+
+
+def _is_connected(sock: SocketType) -> bool:
+    """Whether a connect that is "in progress" has succeeded meanwhile.
+
+    On loopback it has, nearly always: the answer came while the kernel still held the socket. Seeing that at once saves
+    a wake-up, 10 µs of 130.
+    """
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _nothing() -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sniproxy.relay.backend import Backend
     from sniproxy.relay.peer import Peer
 
+_STREAM = int(SOCK_STREAM)
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _EVERYTHING = _READABLE | select.EPOLLOUT
 
@@ -37,7 +38,10 @@ EVENTS_PER_WAKE = 256
 """Events taken from the kernel at once: others in the event loop get their turn after a few milliseconds."""
 
 ACCEPTS_PER_WAKE = 32
-"""Connections accepted at once, so that a flood of new ones does not hold up those that are established."""
+"""Connections accepted at once at the most, so that a flood of new ones does not hold up those that are established."""
+
+TURNS_UNTIL_MORE = 8
+"""Turns that found a connection before two are accepted in one, then four: a flood gets there in a millisecond."""
 
 BUFFER_BYTES = 128 * 1024
 """Bytes read at once while memory is plenty. Half of what one stalled reader may cost."""
@@ -295,7 +299,12 @@ class Engine:
                 self._epoll.unregister(listener.fd)
 
     def _accept(self, listener: Listener, _events: int) -> None:
-        for _ in range(ACCEPTS_PER_WAKE):
+        """Accepts one connection, or more at once when turn after turn has found one.
+
+        To ask until there is none costs 5 µs of 100 each time: the kernel makes a socket before it looks. What is
+        left is announced again in the next turn.
+        """
+        for _ in range(listener.at_once):
             if len(self.live) >= self.settings.max_connections:
                 # The kernel's backlog holds those who come now; a connection that ends goes on with them.
                 self._full = True
@@ -304,6 +313,7 @@ class Engine:
             try:
                 fd, address = listener.accept()
             except BlockingIOError:
+                listener.at_once, listener.in_a_row = 1, 0
                 return
             except OSError as error:
                 if error.errno in _OF_ONE_CONNECTION:
@@ -311,10 +321,13 @@ class Engine:
                 self.pause_for_descriptors(error)
                 return
             self.statistics.accepted += 1
-            sock = SocketType(listener.socket.family, SOCK_STREAM, 0, fd)
+            sock = SocketType(listener.family, _STREAM, 0, fd)
             connection = Connection(self, sock, plain_endpoint(address), listener)
             self.live.add(connection)
             self._guard(connection.start)
+        listener.in_a_row += 1
+        if listener.in_a_row > TURNS_UNTIL_MORE:
+            listener.at_once = min(2 * listener.at_once, ACCEPTS_PER_WAKE)
 
     def pause_for_descriptors(self, error: OSError) -> None:
         """The kernel is out of descriptors or memory: accept nothing for a moment, and say so once a second at most."""

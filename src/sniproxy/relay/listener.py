@@ -29,16 +29,19 @@ class Listener:
     `name` is its address as configured. Whoever makes a Listener closes it.
     """
 
-    __slots__ = ("accept", "fd", "local", "name", "socket")
+    __slots__ = ("accept", "at_once", "family", "fd", "in_a_row", "local", "name", "socket")
 
     def __init__(self, name: str, listening: socket.socket) -> None:
         self.name = name
         self.socket = listening
         self.fd = listening.fileno()
+        self.family = int(listening.family)  # asking the socket makes an enum's member, each time
         # What socket.accept() itself calls. Without the wrapper there is no second object for each connection and no
         # getsockopt: 2 µs of 50.
         self.accept = listening._accept  # type: ignore[attr-defined]  # noqa: SLF001
         self.local = _fixed_local(listening)
+        self.at_once = 1  # connections to accept in one turn
+        self.in_a_row = 0  # turns that did not find fewer
 
     def close(self) -> None:
         """Stops listening; connections already accepted are not touched."""
