@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import os
+import select
 import socket
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,11 @@ import pytest
 import sniproxy.relay.connection
 from sniproxy.model import Balance, Outcome, ProxyProtocol, TcpAddress, UnixAddress
 from sniproxy.policy.routing import Networks, Route
-from sniproxy.relay.connection import LINGER_SECONDS, Connection
+from sniproxy.relay.connection import INSPECT_BYTES, LINGER_SECONDS, Connection
 from sniproxy.relay.engine import BUFFER_BYTES
 from sniproxy.relay.peer import Peer
 from sniproxy.wire.proxy_header import MAX_V1_BYTES, SIGNATURE, decode, encode_v1, encode_v2
-from tests.support.engine import HELLO, NAME, End, Relay
+from tests.support.engine import HELLO, NAME, EagerEpoll, End, Relay, replace_epoll
 from tests.support.hellos import client_hello, hello, record, records, server_name
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ async def test_the_server_gets_exactly_what_the_client_sent(relay: Relay, kind: 
     server = relay.server(kind)
     relay.start(server)
     early = os.urandom(5000)
-    client = await relay.greet(HELLO + early)
+    await relay.greet(HELLO + early)
     accepted = await server.accept()
 
     assert await accepted.receive_exactly(len(HELLO) + 5000) == HELLO + early
@@ -64,11 +65,24 @@ async def test_a_first_flight_larger_than_the_buffer_arrives_whole(relay: Relay,
         assert await accepted.receive_exactly(len(flight)) == flight
 
 
-async def test_a_first_flight_that_ends_where_the_buffer_does(relay: Relay) -> None:
+async def test_a_first_flight_of_which_nothing_more_will_be_announced(relay: Relay) -> None:
+    """epoll(7), edge-triggered: all of it was there at once, and one event told of it."""
+    server = relay.server()
+    relay.start(server, listen=UnixAddress(relay.path("front.sock")))
+    flight = HELLO + os.urandom(BUFFER_BYTES)
+    client = await relay.connect()
+    assert client.send_what_fits(flight) == len(flight)
+    accepted = await server.accept()
+
+    assert await accepted.receive_exactly(len(flight)) == flight
+
+
+@pytest.mark.parametrize("size", [INSPECT_BYTES, INSPECT_BYTES + 1, BUFFER_BYTES, INSPECT_BYTES + BUFFER_BYTES])
+async def test_a_first_flight_that_ends_where_a_read_does(relay: Relay, size: int) -> None:
     """A read that fills its buffer says nothing about whether more is there."""
     server = relay.server()
     relay.start(server)
-    flight = HELLO + bytes(BUFFER_BYTES - len(HELLO))
+    flight = HELLO + bytes(size - len(HELLO))
     client = await relay.connect()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(client.send(flight))
@@ -84,9 +98,7 @@ async def test_a_hello_byte_by_byte(relay: Relay) -> None:
     relay.start(server)
     client = await relay.connect()
     for position in range(len(HELLO)):
-        turns = relay.engine.turns
-        await client.send(HELLO[position : position + 1])
-        await relay.until(lambda before=turns: relay.engine.turns > before)
+        await relay.send_and_take(client, HELLO[position : position + 1])
     accepted = await server.accept()
 
     assert await accepted.receive_exactly(len(HELLO)) == HELLO
@@ -123,14 +135,14 @@ async def test_a_hello_in_two_segments_three_seconds_apart(relay: Relay) -> None
 
 @EVERY_KIND
 async def test_a_server_may_speak_first(relay: Relay, kind: str) -> None:
-    """What a server sends before it has read anything is not waited for, and not lost."""
+    """What a server sends before it has read anything is not waited for; it may be announced with the connect itself."""
     server = relay.server(kind)
-    server.sock.setblocking(True)
     relay.start(server)
     client = await relay.greet()
-    server.sock.setblocking(False)
-    accepted = await server.accept()
-    await accepted.send(b"220 ready\r\n")
+    while not relay.engine.live or relay.connection.server is None:
+        relay.engine.wake()
+    accepted = relay.keep(End(server.sock.accept()[0]))
+    assert accepted.send_what_fits(b"220 ready\r\n") == 11
 
     assert await client.receive_exactly(11) == b"220 ready\r\n"
 
@@ -178,7 +190,7 @@ async def test_other_than_tls_a_byte_at_a_time_keeps_its_first_bytes(relay: Rela
 # ---------------------------------------------------------------------------------------------- the PROXY header
 
 
-class CountingSocket(sniproxy.relay.connection.SocketType):  # type: ignore[misc]
+class CountingSocket(socket.SocketType):
     """A server's socket that remembers what was written to it."""
 
     writes: list[bytes]
@@ -198,14 +210,10 @@ async def test_header_and_hello_are_one_write(
     monkeypatch.setattr(sniproxy.relay.connection, "SocketType", CountingSocket)
     server = relay.server(kind)
     relay.start(server, proxy_protocol=version)
-    client = await relay.greet()
+    await relay.greet()
     accepted = await server.accept()
     (first,) = await written(relay)
-    loop = asyncio.get_running_loop()
-    waiting = loop.create_future()
-    loop.add_reader(accepted.sock, lambda: waiting.done() or waiting.set_result(None))
-    await waiting
-    loop.remove_reader(accepted.sock)
+    await accepted.readable()
 
     assert accepted.sock.recv(65536, socket.MSG_PEEK) == first
     assert first.endswith(HELLO)
@@ -318,9 +326,7 @@ async def test_a_trusted_sender_may_split_its_header_anywhere(relay: Relay, head
     stream = header + HELLO
     client = await relay.connect()
     for position in range(len(header) + 10):
-        turns = relay.engine.turns
-        await client.send(stream[position : position + 1])
-        await relay.until(lambda before=turns: relay.engine.turns > before)
+        await relay.send_and_take(client, stream[position : position + 1])
     await client.send(stream[len(header) + 10 :])
     accepted = await server.accept()
 
@@ -365,7 +371,7 @@ async def test_a_header_and_then_silence(relay: Relay) -> None:
     """CVE-2026-25949: a first message that lifts the deadline is a way to stay for ever."""
     relay.start(relay.server(), accept_proxy_from=LOCALHOST, inspect_delay=5.0)
     relay.freeze()
-    client = await relay.greet(HEADERS["v1"])
+    await relay.greet(HEADERS["v1"])
     await relay.until(lambda: relay.engine.live and relay.connection._head is None)
     relay.pass_time(5.2)
 
@@ -376,7 +382,7 @@ async def test_a_header_and_then_silence(relay: Relay) -> None:
 async def test_a_header_from_anybody_else_is_not_believed(relay: Relay, header: bytes) -> None:
     """HAProxy's threat model: PROXY only from trusted senders. From others it is what it is: not TLS."""
     relay.start(relay.server(), accept_proxy_from=Networks([ip_network("192.0.2.0/24")]))
-    client = await relay.greet(header + HELLO)
+    await relay.greet(header + HELLO)
     closed = await relay.over()
 
     assert closed.outcome == Outcome.NOT_TLS
@@ -524,7 +530,9 @@ async def test_each_outcome(relay: Relay, outcome: Outcome) -> None:
     ],
     ids=["acme.invalid", "no name", "no name, no default", "a ServerHello", "incomplete"],
 )
-async def test_what_refused_clients_are_told(relay: Relay, rules: dict[str, Any], first: bytes, answer: int) -> None:
+async def test_what_refused_clients_are_told(
+    relay: Relay, rules: dict[str, Any], first: bytes, answer: int | None
+) -> None:
     """RFC 8446 sections 6.2 and 9.2, RFC 6066 section 3: the alert that says why."""
     relay.start(relay.server(), **rules)
     client = await relay.greet(first)
@@ -542,9 +550,7 @@ async def test_a_refused_client_that_keeps_sending_reads_its_alert_and_then_the_
     relay.start(relay.server(), default_backend="reject")
     client = await relay.greet()
     for _ in range(32):
-        turns = relay.engine.turns
-        await client.send(bytes(1 << 16))
-        await relay.until(lambda before=turns: relay.engine.turns > before)
+        await relay.send_and_take(client, bytes(1 << 16))
 
     assert await client.receive_to_end() == alert(UNRECOGNIZED_NAME)
     client.close()
@@ -567,7 +573,7 @@ async def test_a_refused_client_that_stays_is_closed_a_second_later(relay: Relay
 async def test_a_refused_client_that_never_stops_sending_is_not_read_for_ever(relay: Relay) -> None:
     """HAProxy's threat model: one cheap client must not cost the others anything."""
     relay.start(relay.server(), default_backend="reject")
-    client = await relay.greet()
+    await relay.greet()
     await relay.until(lambda: relay.engine.live and relay.connection.outcome == Outcome.NO_ROUTE)
     connection = relay.connection
     endless = connection.client.sock = EndlessSocket(connection.client.sock)
@@ -642,9 +648,7 @@ async def test_bytes_do_not_begin_inspect_delay_anew(relay: Relay) -> None:
     client = await relay.connect()
     await relay.accepted(1)
     for position in range(4):
-        turns = relay.engine.turns
-        await client.send(HELLO[position : position + 1])
-        await relay.until(lambda before=turns: relay.engine.turns > before)
+        await relay.send_and_take(client, HELLO[position : position + 1])
         relay.pass_time(1.2)
     assert relay.engine.live
     relay.pass_time(0.4)
@@ -697,7 +701,7 @@ async def test_a_server_that_takes_nothing_is_the_one_that_timed_out(relay: Rela
     server = relay.server()
     relay.start(server, idle_timeout=600.0)
     relay.freeze()
-    client, accepted = await relay.pair(server)
+    client, _ = await relay.pair(server)
     turns = -1
     while relay.connection.server.waiting is None or turns != relay.engine.turns:
         turns = relay.engine.turns
@@ -757,7 +761,7 @@ async def test_the_next_server_takes_what_one_did_not(relay: Relay, broken: str)
     relay.start(dead, server)
     names = {"refusing": "refused", "missing": "missing", "unresolved": "unresolved"}
     for _ in range(2):  # roundrobin begins at either of them
-        client = await relay.greet()
+        await relay.greet()
         accepted = await server.accept()
         assert await accepted.receive_exactly(len(HELLO)) == HELLO
     errors, taken = relay.haproxy.servers
@@ -778,7 +782,7 @@ async def test_a_server_that_never_answers_leaves_half_of_the_time_to_the_other(
     relay.start(silent, server, connect_timeout=10.0, balance=Balance.LEASTCONN)
     relay.haproxy.servers[1].up = False  # so that it is the second
     relay.freeze()
-    client = await relay.greet()
+    await relay.greet()
     await relay.until(lambda: relay.engine.live and relay.connection.server)
     relay.pass_time(4.9)
     assert relay.haproxy.servers[0].active == 1
@@ -811,8 +815,7 @@ async def test_it_recovers_by_itself_when_the_server_is_back(relay: Relay) -> No
     relay.start(address)
     client = await relay.greet()
     assert await client.receive_to_end() == alert(INTERNAL_ERROR)
-    server = relay.server("unix")
-    os.rename(server.address.path, address.path)  # type: ignore[union-attr]
+    server = relay.server("unix", address.path)
     await relay.greet()
     accepted = await server.accept()
 
@@ -880,6 +883,23 @@ async def test_what_a_client_sends_while_the_server_is_dialled_is_not_lost(relay
     assert await accepted.receive_to_end() == HELLO + b"early"
 
 
+async def test_a_client_that_sends_on_and_on_while_the_server_is_dialled(relay: Relay) -> None:
+    """HAProxy's threat model, unbounded allocation: while no server answers, clients must not fill our memory."""
+    server = relay.server("unix")
+    server.fill_backlog()
+    relay.start(server, max_hello=16384)
+    client = await relay.connect()
+    stream = HELLO + os.urandom(500_000)
+    sent = client.send_what_fits(stream)
+    await relay.until(lambda: relay.engine.live and relay.connection._first)
+    assert len(relay.connection._first) <= 2 * 16384 + INSPECT_BYTES
+    await server.accept()  # the one that filled it
+    accepted = await server.accept()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(client.send(stream[sent:]))
+        assert await accepted.receive_exactly(len(stream)) == stream
+
+
 async def test_a_client_that_resets_while_the_server_is_dialled(relay: Relay) -> None:
     """HAProxy's manual, section 8.5: CC. Nobody is left to connect for."""
     server = relay.server()
@@ -893,7 +913,7 @@ async def test_a_client_that_resets_while_the_server_is_dialled(relay: Relay) ->
     assert (closed.outcome, closed.termination) == (Outcome.CLIENT_LEFT, "CC")
 
 
-class FailingSocket(sniproxy.relay.connection.SocketType):  # type: ignore[misc]
+class FailingSocket(socket.SocketType):
     """A server's socket whose first writes fail: the reset came between connect and write."""
 
     failures = 0
@@ -914,7 +934,8 @@ async def test_a_server_that_resets_before_the_first_write_is_passed_over(
     monkeypatch.setattr(sniproxy.relay.connection, "SocketType", FailingSocket)
     one, two = relay.server(kind), relay.server(kind)
     relay.start(one, two)
-    client = await relay.greet()
+    replace_epoll(relay.engine, EagerEpoll(relay.engine._epoll, select.EPOLLIN))  # it had spoken before
+    await relay.greet()
     await relay.until(lambda: relay.engine.live and relay.connection._connected_at)
     by_label = {str(server.address): server for server in (one, two)}
     accepted = await by_label[relay.connection.server_label].accept()
@@ -946,10 +967,12 @@ async def test_no_descriptor_for_the_server(relay: Relay, monkeypatch: pytest.Mo
 # ---------------------------------------------------------------------------------------------- the end
 
 
-async def test_a_bug_ends_the_connection_it_shows_in_and_no_other(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_ends_the_connection_it_shows_in_and_no_other(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """certmagic fff412b: a panic in one task took the whole service with it."""
     client, accepted = await relay.pair()
-    broken, broken_server = await relay.pair()
+    broken, _ = await relay.pair()
     pump = Peer.pump
 
     def pump_or_break(self: Peer) -> None:
@@ -1001,7 +1024,7 @@ async def test_connections_that_are_cut_are_reset_at_both_ends(relay: Relay) -> 
 async def test_a_client_that_is_cut_before_its_hello_has_left(relay: Relay) -> None:
     """It was never relayed, and no rule refused it."""
     relay.start(relay.server())
-    client = await relay.greet(HELLO[:10])
+    await relay.greet(HELLO[:10])
     await relay.accepted(1)
     relay.engine.cut_all()
 
@@ -1023,7 +1046,7 @@ async def test_what_is_told_of_a_connection(relay: Relay) -> None:
     server = relay.server()
     relay.start(server)
     relay.freeze()
-    other, _ = await relay.pair(server)
+    await relay.pair(server)
     client = await relay.connect()
     await relay.accepted(2)
     relay.clock.offset += 1.0
@@ -1054,7 +1077,7 @@ async def test_nothing_but_reference_counts_is_needed_to_let_go_of_connections(r
     try:
         await play_relayed(relay)
         await relay.over(1)
-        client, accepted = await relay.pair()
+        client, _ = await relay.pair()
         client.reset()
         await relay.over(2)
         for outcome in (Outcome.NOT_TLS, Outcome.MALFORMED):
@@ -1084,6 +1107,6 @@ async def test_two_thousand_connections_leave_no_descriptor(relay: Relay) -> Non
         assert await client.receive() == b""
         client.close()
         relay.ends.clear()
-        await relay.until(lambda count=number: len(relay.closed) == count)
+        await relay.over(number)
 
     assert relay.snapshot().outcomes == {(Outcome.RELAYED, "haproxy"): 2000}

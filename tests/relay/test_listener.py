@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 
-Binding = "Callable[[Address], Listener]"
-
 
 @pytest.fixture
 def listen() -> Iterator[Callable[[Address], Listener]]:
@@ -35,10 +33,10 @@ def listen() -> Iterator[Callable[[Address], Listener]]:
         listener.close()
 
 
-def dial(family: int, address: object) -> socket.socket:
+def dial(family: int, address: Any) -> socket.socket:
     client = socket.socket(family, socket.SOCK_STREAM)
     client.settimeout(5)
-    client.connect(address)  # type: ignore[arg-type]
+    client.connect(address)
     return client
 
 
@@ -104,7 +102,7 @@ def test_an_address_of_another_machine() -> None:
 @pytest.mark.parametrize("name", ["nowhere/front.sock", "x" * 120], ids=["no directory", "too long"])
 def test_a_unix_path_that_cannot_be(tmp_path: Path, name: str) -> None:
     """unix(7): a path of at most 107 bytes in a directory that is there. What was opened for it is closed again."""
-    with pytest.raises(StartError, match="cannot listen on unix:.*(No such file|too long)"):
+    with pytest.raises(StartError, match=r"cannot listen on unix:.*(No such file|too long)"):
         bind(UnixAddress(str(tmp_path / name)))
 
 
@@ -138,9 +136,7 @@ def test_a_socket_file_that_nobody_answers_on_is_replaced(
     dial(socket.AF_UNIX, path).close()
 
 
-def test_a_socket_file_that_is_answered_on_is_left_alone(
-    listen: Callable[[Address], Listener], tmp_path: Path
-) -> None:
+def test_a_socket_file_that_is_answered_on_is_left_alone(listen: Callable[[Address], Listener], tmp_path: Path) -> None:
     """Taking it away from a running process would cut that off without a word."""
     address = UnixAddress(str(tmp_path / "front.sock"))
     listen(address)

@@ -9,6 +9,7 @@ import random
 import select
 import socket
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import pytest
 from sniproxy.model import Outcome
 from sniproxy.relay.engine import BUFFER_BYTES
 from sniproxy.relay.peer import READS_PER_TURN, Peer
-from tests.support.engine import HELLO, End, Relay, ScriptedServer
+from tests.support.engine import HELLO, EagerEpoll, End, Relay, replace_epoll
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -150,9 +151,7 @@ async def test_a_server_that_closes_first_while_the_client_still_sends(relay: Re
     assert await client.receive_to_end() == b"last words"
     seconds = 0
     while relay.engine.live:
-        turns = relay.engine.turns
-        client.send_what_fits(b"x" * 1000)
-        await relay.until(lambda before=turns: relay.engine.turns > before)
+        await relay.send_and_take(client, b"x" * 1000)
         relay.pass_time(1.0)
         seconds += 1
 
@@ -309,20 +308,6 @@ async def test_ten_clients_killed_in_mid_download(relay: Relay) -> None:
     assert await client.receive() == b"alive"
 
 
-class EagerEpoll:
-    """An epoll that announces more than there is: edges may come together, and may be late."""
-
-    def __init__(self, real: Any, also: int) -> None:
-        self.real = real
-        self.also = also
-
-    def poll(self, *arguments: int) -> list[tuple[int, int]]:
-        return [(fd, events | self.also) for fd, events in self.real.poll(*arguments)]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
-
-
 @EITHER_WAY
 @pytest.mark.parametrize("also", [select.EPOLLIN, select.EPOLLIN | select.EPOLLOUT])
 async def test_events_that_come_together(relay: Relay, sender: str, also: int) -> None:
@@ -331,7 +316,7 @@ async def test_events_that_come_together(relay: Relay, sender: str, also: int) -
     first, second = towards(sender, client, server)
     peer = relay.connection.server if sender == "client" else relay.connection.client
     await stall(relay, first, peer)
-    relay.engine._epoll = EagerEpoll(relay.engine._epoll, also)
+    replace_epoll(relay.engine, EagerEpoll(relay.engine._epoll, also))
     if sender == "server":
         first.reset()
         await second.sees_reset()
@@ -385,18 +370,18 @@ async def test_a_thousand_stalled_readers_stay_below_100_mib(relay: Relay) -> No
     answer = bytes(160 * 1024)
     before = resident_bytes()
     for count in range(1, 1001):
-        client = await relay.greet(receive_buffer=4096)
+        await relay.greet(receive_buffer=4096)
         accepted = await server.accept()
         # All of it waits when the relay looks for the first time.
         assert accepted.send_what_fits(answer) > 100_000
-        await relay.until(lambda wanted=count: waiting(relay) == wanted)
+        await relay.until(partial(waits_for, relay, count))
 
     assert 40 * MIB < relay.engine.held <= 100 * MIB
     assert resident_bytes() - before <= 110 * MIB
 
 
-def waiting(relay: Relay) -> int:
-    return sum(connection.client.waiting is not None for connection in relay.engine.live)
+def waits_for(relay: Relay, clients: int) -> bool:
+    return sum(connection.client.waiting is not None for connection in relay.engine.live) == clients
 
 
 def resident_bytes() -> int:
@@ -464,13 +449,17 @@ async def test_a_small_message_waits_for_two_turns_of_a_bulk_transfer_at_most(
     await relay.until(lambda: bulk.client.received > 64 * MIB)
     waits = []
     for _ in range(20):
-        before, turns = small.client.received, relay.engine.turns
+        wanted, turns = small.client.received + 5, relay.engine.turns
         client.send_what_fits(b"small")
-        await relay.until(lambda wanted=before + 5: small.client.received == wanted)
+        await relay.until(partial(has_received, small.client, wanted))
         waits.append(relay.engine.turns - turns)
         assert await small_server.receive() == b"small"
 
     assert max(waits) <= 2
+
+
+def has_received(peer: Peer, count: int) -> bool:
+    return peer.received == count
 
 
 async def test_a_bulk_transfer_has_its_share_of_each_turn_and_no_more(
@@ -497,7 +486,7 @@ async def test_a_bulk_transfer_has_its_share_of_each_turn_and_no_more(
 
 async def test_one_turn_reads_so_much_and_no_more(relay: Relay) -> None:
     """READS_PER_TURN buffers of one direction; the rest goes on in the next turn without being asked."""
-    client, server = await pair(relay, "unix")
+    await pair(relay, "unix")
     peer = relay.connection.client
     reads = []
 

@@ -7,7 +7,6 @@ waits for a condition that a turn of the engine brings about, and time passes on
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import struct
 import tempfile
@@ -43,9 +42,9 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 def open_descriptors() -> dict[int, str]:
     """What each open descriptor is."""
     found = {}
-    for fd in map(int, os.listdir("/proc/self/fd")):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+            found[int(entry.name)] = str(entry.readlink())
         except FileNotFoundError:
             pass  # the one that listed them
     return found
@@ -83,6 +82,14 @@ class End:
 
     async def receive(self, most: int = 1 << 16) -> bytes:
         return await asyncio.get_running_loop().sock_recv(self.sock, most)
+
+    async def readable(self) -> None:
+        """Waits until there is something to receive."""
+        loop = asyncio.get_running_loop()
+        something = asyncio.Event()
+        loop.add_reader(self.sock, something.set)
+        await something.wait()
+        loop.remove_reader(self.sock)
 
     async def receive_exactly(self, count: int) -> bytes:
         parts = bytearray()
@@ -186,6 +193,25 @@ class WatchedEngine(Engine):
                 future.set_result(None)
 
 
+class EagerEpoll:
+    """An epoll that announces more than there is: edges may come together, and may be late."""
+
+    def __init__(self, real: Any, also: int) -> None:
+        self.real = real
+        self.also = also
+
+    def poll(self, *arguments: int) -> list[tuple[int, int]]:
+        return [(fd, events | self.also) for fd, events in self.real.poll(*arguments)]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+def replace_epoll(engine: Engine, epoll: Any) -> None:
+    """Has the engine poll something else, which need only look like an epoll."""
+    engine._epoll = epoll
+
+
 @dataclass(frozen=True)
 class Closed:
     """What was told of a connection when it was over."""
@@ -242,11 +268,11 @@ class Relay:
 
     # -- servers
 
-    def server(self, kind: str = "tcp") -> ScriptedServer:
+    def server(self, kind: str = "tcp", path: str = "") -> ScriptedServer:
         """A server that does what the test has it do."""
         address: Address
         if kind == "unix":
-            address = UnixAddress(self.path(f"server{len(self.servers)}.sock"))
+            address = UnixAddress(path or self.path(f"server{len(self.servers)}.sock"))
             listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             listening.bind(address.path)
         else:
@@ -382,6 +408,12 @@ class Relay:
         await self.until(lambda: len(self.closed) >= count)
         assert len(self.closed) == count
         return self.closed[-1]
+
+    async def send_and_take(self, client: End, data: bytes) -> None:
+        """Has the engine take these bytes in a turn of their own."""
+        turns = self.engine.turns
+        await client.send(data)
+        await self.until(lambda: self.engine.turns > turns)
 
     async def accepted(self, count: int) -> None:
         await self.until(lambda: self.engine.statistics.accepted >= count)

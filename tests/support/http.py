@@ -83,7 +83,7 @@ class Listening:
     async def connections(self, count: int) -> None:
         """Waits until the server has so many."""
         async with asyncio.timeout(20):
-            while len(self.server._connections) != count:
+            while len(self.server._connections) != count:  # noqa: ASYNC110  no event tells
                 await asyncio.sleep(0.001)
 
     async def stop(self) -> None:
@@ -92,7 +92,7 @@ class Listening:
             client.close()
         await self.server.close()
         async with asyncio.timeout(20):
-            while open_sockets() > self.before:
+            while open_sockets() > self.before:  # noqa: ASYNC110  no event tells
                 await asyncio.sleep(0.001)
         assert open_sockets() == self.before
         assert self.bugs == []

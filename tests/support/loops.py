@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
@@ -38,5 +38,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         async with asyncio.timeout(TEST_SECONDS):
             await pyfuncitem.obj(**arguments)
 
-    pyfuncitem.funcargs["runner"].run(run())
+    runner: Any = pyfuncitem.funcargs["runner"]
+    runner.run(run())
     return True

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from sniproxy.wire.client_hello import ClientHello
     from sniproxy.wire.proxy_header import Endpoint
 
+INSPECT_BYTES = 16 * 1024
+"""Bytes read at once before there is a server to take them: what is kept of each client while none answers. Nearly
+all first flights are shorter; of the others the kernel keeps the rest."""
+
 LINGER_SECONDS = 1.0
 """How long a refused TLS client may take to read its alert. Closing at once, with bytes of it unread, would make the
 kernel send a reset that overtakes the alert (RFC 1122 section 4.2.2.13)."""
@@ -147,7 +151,7 @@ class Connection:
         client.finishing = bool(events & _CLOSING)
         while True:
             try:
-                count = client.sock.recv_into(engine.buffer, 0, MSG_DONTWAIT)
+                count = client.sock.recv_into(engine.buffer, INSPECT_BYTES, MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError:
@@ -155,7 +159,7 @@ class Connection:
             if not count:
                 self._finish(Outcome.CLIENT_LEFT, "CR", "the client left before its hello was complete")
                 return
-            self.unread = client.finishing or count == engine.buffer_size
+            self.unread = client.finishing or count == INSPECT_BYTES
             if self._take(bytes(engine.view[:count])) or not self.unread:
                 return
 

@@ -123,7 +123,6 @@ class Engine:
         self.held = 0  # bytes read that nobody has taken yet, of all connections
         self.read_bytes = BUFFER_BYTES  # to read at once
         self.buffer = bytearray(BUFFER_BYTES)
-        self.buffer_size = BUFFER_BYTES
         self.view = memoryview(self.buffer)
         self.id_prefix = f"{token_hex(6)}-"
         self._loop = loop
