@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from sniproxy.app import resolve as module
-from sniproxy.app.resolve import is_ip_address, keep_resolved, resolve
+from sniproxy.app.resolve import is_ip_address, is_loopback, keep_resolved, resolve
 from sniproxy.model import TcpAddress, UnixAddress
 from sniproxy.relay.backend import Server
 
@@ -120,3 +120,12 @@ def test_names_are_looked_up_again_and_addresses_are_not(monkeypatch: pytest.Mon
 
     assert set(asked) == {"haproxy.example"}
     assert servers[0].socket_address is not None
+
+
+@pytest.mark.parametrize(
+    ("host", "answer"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("", False)],
+)
+def test_what_only_this_machine_reaches(host: str, answer: bool) -> None:
+    """RFC 1122 section 3.2.1.3 and RFC 4291 section 2.5.3."""
+    assert is_loopback(host) is answer

@@ -139,3 +139,10 @@ def test_no_browser_does_anything_with_an_answer(admin: Admin, path: str) -> Non
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+
+
+def test_any_name_will_do_where_others_may_ask(proxy: Proxy) -> None:
+    """Prometheus asks a container by the name that its network gives it."""
+    admin = Admin(metrics=proxy.metrics, not_ready=proxy.not_ready, loopback=False)
+
+    assert ask(admin, "/metrics", host="sniproxy:8404").status == 200

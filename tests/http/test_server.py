@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 
 def echo(request: Request) -> Response:
-    """Says what was asked for."""
-    return Response(status=200, body=f"{request.method} {request.path} {request.query}".encode())
+    """Says what was asked for, and of whom in a header."""
+    body = f"{request.method} {request.path} {request.query}".encode()
+    return Response(status=200, body=body, headers=(("X-Host", request.headers.get("host", "")),))
 
 
 @pytest.fixture
@@ -43,6 +44,16 @@ async def test_a_request_and_its_answer(http: Listening) -> None:
     assert b"\r\nContent-Length: %d\r\n" % len(body) in head
     assert b"\r\nContent-Type: text/plain; charset=utf-8\r\n" in head
     assert b"\r\nDate: " in head
+
+
+async def test_the_absolute_form(http: Listening) -> None:
+    """RFC 9112 section 3.2.2: a server accepts it, and its host goes before the header's."""
+    client = await http.connect()
+    await client.send(b"GET HTTP://www.example.com:80/path?a HTTP/1.1\r\nHost: x\r\n\r\n")
+    head, body = await client.response()
+
+    assert body == b"GET /path a"
+    assert b"\r\nX-Host: www.example.com:80\r\n" in head
 
 
 async def test_a_connection_is_used_again(http: Listening) -> None:

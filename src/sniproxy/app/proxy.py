@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sniproxy import __version__
 from sniproxy.app import build
-from sniproxy.app.resolve import keep_resolved, resolve
+from sniproxy.app.resolve import is_loopback, keep_resolved, resolve
 from sniproxy.app.rights import drop_privileges
 from sniproxy.config import load
 from sniproxy.errors import ConfigError, StartError
@@ -122,7 +122,9 @@ class Proxy:
 
     async def _serve_http(self, admin: list[Listener], public: list[Listener]) -> None:
         metrics = Metrics(self._engine.snapshot, self._reloads, __version__)
-        self._admin = HttpServer(Admin(metrics=metrics.render, not_ready=self._not_ready), _report_bug)
+        loopback = all(isinstance(it, TcpAddress) and is_loopback(it.host) for it in self._admin_listen)
+        answers = Admin(metrics=metrics.render, not_ready=self._not_ready, loopback=loopback)
+        self._admin = HttpServer(answers, _report_bug)
         for listener in admin:
             await self._admin.listen(listener.socket)
         if self._config.http is not None:

@@ -30,6 +30,11 @@ def is_ip_address(host: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """Whether `host` is an address that only this machine reaches."""
+    return host == "localhost" or (is_ip_address(host) and ip_address(host).is_loopback)
+
+
 async def resolve(servers: Iterable[Server]) -> None:
     """Looks every server's host up once. One that cannot be found keeps the address it had."""
     for server in servers:

@@ -27,15 +27,17 @@ class Admin:
     """Answers the admin listener's requests.
 
     metrics: the body and content type for an Accept header. not_ready: why the proxy is not ready, empty when it is.
+    loopback: it listens on this machine's loopback alone, and answers nobody who calls it by another name.
     """
 
     metrics: Callable[[str], tuple[bytes, str]]
     not_ready: Callable[[], str]
+    loopback: bool = True
 
     def __call__(self, request: Request) -> Response:
         """The answer to one request."""
-        if not _names_this_machine(request.headers.get("host", "")):
-            # A page elsewhere that has had its own name resolved to 127.0.0.1 must not read from here.
+        if self.loopback and not _names_this_machine(request.headers.get("host", "")):
+            # A web page whose own name has been made to resolve to 127.0.0.1 must not read from here (DNS rebinding).
             return _plain(403, "the Host header must be an IP address or localhost\n")
         if request.method not in ("GET", "HEAD"):
             return _plain(405, "read only\n", ("Allow", "GET, HEAD"))

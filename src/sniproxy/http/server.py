@@ -121,8 +121,12 @@ async def _next_request(connection: h11.Connection, reader: asyncio.StreamReader
             connection.receive_data(await reader.read(_READ_BYTES))
         elif isinstance(event, h11.Request):
             target = event.target.decode("latin-1")
-            path, _, query = target.partition("?")
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
+            if target[:7].lower() == "http://":
+                # The absolute form, whose host goes before the header's (RFC 9112 section 3.2.2).
+                headers["host"], _, rest = target[7:].partition("/")
+                target = f"/{rest}"
+            path, _, query = target.partition("?")
             request = Request(method=event.method.decode("latin-1"), path=path, query=query, headers=headers)
             if "content-length" in headers or "transfer-encoding" in headers:
                 return request
