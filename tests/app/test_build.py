@@ -10,6 +10,7 @@ import pytest
 
 from sniproxy.app import build
 from sniproxy.config import Config, parse
+from sniproxy.http.server import MAX_CONNECTIONS
 from sniproxy.model import Balance, ProxyProtocol, TcpAddress
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def test_the_relays_settings(config: Config) -> None:
     assert config.proxy.accept_proxy_from == (ip_network("192.0.2.0/24"),)
 
 
-@pytest.mark.parametrize(("descriptors", "connections"), [(1024, 100), (248, 100), (148, 50), (64, 8), (10, 1)])
+@pytest.mark.parametrize(("descriptors", "connections"), [(1024, 100), (248, 85), (148, 41), (64, 4), (10, 1)])
 def test_connections_fit_into_the_descriptors(config: Config, descriptors: int, connections: int) -> None:
     """Each connection takes two, and some are kept for the rest of the program; one connection always fits."""
     assert build.relay_settings(config, descriptors).max_connections == connections
@@ -98,7 +99,7 @@ def test_a_server_that_stays_keeps_its_counters(config: Config) -> None:
     """A reload is no reason for a counter to begin anew (Prometheus: counters only go up)."""
     old = build.backends(config)
     old[0].servers[0].connections = 7
-    new = build.backends(config, old)
+    new = build.backends(config, [server for backend in old for server in backend.servers])
 
     assert new[0].servers[0] is old[0].servers[0]
     assert new[0] is not old[0]
@@ -109,7 +110,10 @@ def test_the_same_address_in_another_backend_is_another_server(config: Config) -
     old = build.backends(config)
     moved = parse(TEXT.replace("backends.web]", "backends.www]").replace('"web"', '"www"'), file="sniproxy.toml")
 
-    assert build.backends(moved, old)[0].servers[0] is not old[0].servers[0]
+    assert (
+        build.backends(moved, [server for backend in old for server in backend.servers])[0].servers[0]
+        is not old[0].servers[0]
+    )
 
 
 @pytest.fixture
@@ -123,12 +127,15 @@ def test_the_limit_of_descriptors_is_raised_as_far_as_needed(config: Config, lim
     """getrlimit(2): the soft limit may be raised up to the hard one by anybody."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
 
-    assert build.raise_descriptor_limit(config) == 2 * 100 + build.RESERVED_DESCRIPTORS
-    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (2 * 100 + build.RESERVED_DESCRIPTORS, limits[1])
+    assert build.raise_descriptor_limit(config) == 2 * 100 + build.RESERVED_DESCRIPTORS + 2 * MAX_CONNECTIONS
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (
+        2 * 100 + build.RESERVED_DESCRIPTORS + 2 * MAX_CONNECTIONS,
+        limits[1],
+    )
 
 
 def test_the_limit_of_descriptors_is_never_lowered(config: Config, limits: tuple[int, int]) -> None:
     """Whoever started the program with more may have meant it."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (500, limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (900, limits[1]))
 
-    assert build.raise_descriptor_limit(config) == 500
+    assert build.raise_descriptor_limit(config) == 900

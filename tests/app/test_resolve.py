@@ -66,7 +66,7 @@ def test_a_name_that_cannot_be_found_keeps_its_address(
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     one = server("haproxy.example")
-    one.resolved("192.0.2.1", 443)
+    one.resolved(("192.0.2.1", 443))
     with caplog.at_level(logging.WARNING):
         asyncio.run(resolve([one]))
 

@@ -49,7 +49,7 @@ def test_a_tcp_server_is_unknown_until_it_is_resolved() -> None:
     server = Server("haproxy", TcpAddress("haproxy.internal", 4443))
     places = [(server.family, server.socket_address)]
     for host in ("192.0.2.1", "2001:db8::1"):
-        server.resolved(host, 4443)
+        server.resolved((host, 4443))
         places.append((server.family, server.socket_address))
 
     assert places[0][1] is None

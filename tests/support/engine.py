@@ -335,7 +335,7 @@ class Relay:
         servers = [Server(name, address) for address in addresses]
         for server in servers:
             if isinstance(server.address, TcpAddress) and server.address.host[0].isdigit():
-                server.resolved(server.address.host, server.address.port)
+                server.resolved((server.address.host, server.address.port))
         backend_settings = BackendSettings(
             name=name, servers=tuple(addresses), proxy_protocol=proxy_protocol, balance=balance
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from typing import TYPE_CHECKING
 
+from sniproxy.http.server import MAX_CONNECTIONS
 from sniproxy.policy.routing import Networks, Route, Router, RoutingRules
 from sniproxy.relay.backend import Backend, BackendSettings, Server
 from sniproxy.relay.engine import RelaySettings
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from sniproxy.config import Config
 
 RESERVED_DESCRIPTORS = 48
-"""Descriptors that connections must leave: listeners, epolls, the log, the admin side, a certificate being written."""
+"""Descriptors that connections must leave: listeners, epolls, the log, a certificate being written."""
 
 
 def router(config: Config) -> Router:
@@ -52,9 +53,9 @@ def relay_settings(config: Config, descriptors: int) -> RelaySettings:
     )
 
 
-def backends(config: Config, known: Iterable[Backend] = ()) -> list[Backend]:
-    """The backends; a server that `known` has already is taken over, with its counters."""
-    servers = {(server.backend, server.label): server for backend in known for server in backend.servers}
+def backends(config: Config, known: Iterable[Server] = ()) -> list[Backend]:
+    """The backends; a server that is among the `known` is taken over, with its counters."""
+    servers = {(server.backend, server.label): server for server in known}
     made = []
     for name, section in config.backends.items():
         settings = BackendSettings(
@@ -69,15 +70,21 @@ def backends(config: Config, known: Iterable[Backend] = ()) -> list[Backend]:
     return made
 
 
+def http_connections(descriptors: int) -> int:
+    """How many connections each of the two HTTP servers may have: they must not take those of :443."""
+    return max(4, min(MAX_CONNECTIONS, descriptors // 16))
+
+
 def connections_for(descriptors: int) -> int:
     """How many connections fit: each takes two descriptors, and some are kept for the rest of the program."""
-    return max((descriptors - RESERVED_DESCRIPTORS) // 2, 1)
+    kept = RESERVED_DESCRIPTORS + 2 * http_connections(descriptors)
+    return max((descriptors - kept) // 2, 1)
 
 
 def raise_descriptor_limit(config: Config) -> int:
     """Raises this process's limit as far as needed and allowed; returns what it is now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = config.proxy.max_connections * 2 + RESERVED_DESCRIPTORS
+    wanted = config.proxy.max_connections * 2 + RESERVED_DESCRIPTORS + 2 * MAX_CONNECTIONS
     if wanted > soft:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from sniproxy.config import Config
     from sniproxy.model import Address, ClosedConnection
+    from sniproxy.relay.backend import Server
 
 STOPPED, CUT = 0, 3
 """Exit statuses: everything drained; the grace ran out and connections were cut."""
@@ -52,8 +53,11 @@ class Proxy:
         self._reloading = asyncio.Lock()
         self._draining = False
         self._reloads = ReloadCounts()
+        self._descriptors = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: dict[Address, Listener] = {}
+        self._servers: list[Server] = []  # of earlier configurations
+        self._log_settings = config.log  # of the start: a reload does not change them
         self._format: Callable[[ClosedConnection], str] = TcpLog()
         self._log_connections = True
         self._writer: LogWriter
@@ -68,7 +72,7 @@ class Proxy:
     async def run(self) -> int:
         """Serves until TERM or INT; returns the exit status. Raises StartError where it cannot begin."""
         config = self._config
-        descriptors = build.raise_descriptor_limit(config)
+        self._descriptors = descriptors = build.raise_descriptor_limit(config)
         settings = build.relay_settings(config, descriptors)
         addresses = _listen_addresses(config)
         wanted = (*addresses, *self._admin_listen, *self._public_listen)
@@ -124,12 +128,13 @@ class Proxy:
         metrics = Metrics(self._engine.snapshot, self._reloads, __version__)
         loopback = all(isinstance(it, TcpAddress) and is_loopback(it.host) for it in self._admin_listen)
         answers = Admin(metrics=metrics.render, not_ready=self._not_ready, loopback=loopback)
-        self._admin = HttpServer(answers, _report_bug)
+        most = build.http_connections(self._descriptors)
+        self._admin = HttpServer(answers, _report_bug, most)
         for listener in admin:
             await self._admin.listen(listener.socket)
         if self._config.http is not None:
             redirect = self._config.http.redirect_to_https
-            self._public = HttpServer(Public(redirect_to_https=redirect), _report_bug)
+            self._public = HttpServer(Public(redirect_to_https=redirect), _report_bug, most)
             for listener in public:
                 await self._public.listen(listener.socket)
 
@@ -179,7 +184,7 @@ class Proxy:
             self._writer.write(self._format(connection))
 
     def _reopen_log(self) -> None:
-        settings = self._config.log
+        settings = self._log_settings
         try:
             self._writer.replace(open_sink(settings.target, settings.level))
         except OSError as error:
@@ -200,7 +205,12 @@ class Proxy:
                 log.info("reloaded %s", self._path)
 
     async def _take(self, config: Config) -> None:
-        backends = build.backends(config, self._engine.backends.values())
+        # With those that were taken out earlier and still have connections: back again, they are not idle.
+        known = self._servers = [
+            *(server for server in self._servers if server.active),
+            *(server for backend in self._engine.backends.values() for server in backend.servers),
+        ]
+        backends = build.backends(config, known)
         await resolve(server for backend in backends for server in backend.servers)
         if self._draining:
             raise StartError("the program is stopping")

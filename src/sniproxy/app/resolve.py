@@ -36,24 +36,26 @@ def is_loopback(host: str) -> bool:
 
 
 async def resolve(servers: Iterable[Server]) -> None:
-    """Looks every server's host up once. One that cannot be found keeps the address it had."""
-    for server in servers:
-        address = server.address
-        if not isinstance(address, TcpAddress):
-            continue
-        if is_ip_address(address.host):
-            server.resolved(address.host, address.port)
-            continue
-        try:
-            async with asyncio.timeout(LOOKUP_SECONDS):
-                found = await asyncio.get_running_loop().getaddrinfo(
-                    address.host, address.port, type=socket.SOCK_STREAM
-                )
-        except (OSError, TimeoutError) as error:
-            reason = getattr(error, "strerror", None) or "no answer"
-            log.warning("backend %s: cannot look up %s: %s", server.backend, address.host, reason)
-        else:
-            server.resolved(str(found[0][4][0]), address.port)
+    """Looks every server's host up once, all at the same time. One that cannot be found keeps what it had."""
+    await asyncio.gather(*(_resolve(server) for server in servers))
+
+
+async def _resolve(server: Server) -> None:
+    address = server.address
+    if not isinstance(address, TcpAddress):
+        return
+    if is_ip_address(address.host):
+        server.resolved((address.host, address.port))
+        return
+    try:
+        async with asyncio.timeout(LOOKUP_SECONDS):
+            found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except (OSError, TimeoutError) as error:
+        reason = getattr(error, "strerror", None) or "no answer"
+        log.warning("backend %s: cannot look up %s: %s", server.backend, address.host, reason)
+    else:
+        # All of them: a name may have an IPv6 address first, and the server listen on IPv4 alone.
+        server.resolved(*dict.fromkeys((str(entry[4][0]), address.port) for entry in found))
 
 
 async def keep_resolved(servers: Callable[[], Iterable[Server]]) -> None:

@@ -53,6 +53,7 @@ class Server:
         "family",
         "label",
         "near",
+        "resolved_to",
         "socket_address",
         "up",
     )
@@ -67,20 +68,30 @@ class Server:
         self.up = True
         self.family = AF_UNIX
         self.near = False
+        self.resolved_to: tuple[tuple[str, int], ...] = ()
         self.socket_address: str | tuple[str, int] | None = None
         if isinstance(address, UnixAddress):
             path = address.path
             self.socket_address = "\0" + path[1:] if path.startswith("@") else path
 
-    def resolved(self, host: str, port: int) -> None:
-        """From now on connections go to this IP address."""
-        self.family = AF_INET6 if ":" in host else AF_INET
-        self.socket_address = (host, port)
-        self.near = host.startswith("127.") or host == "::1"
+    def resolved(self, *addresses: tuple[str, int]) -> None:
+        """From now on connections go to these IP addresses: to one of them, until that fails."""
+        self.resolved_to = addresses
+        if self.socket_address not in addresses:
+            self._go_to(addresses[0])
 
     def failed(self, error: str) -> None:
-        """Counts one failed connect."""
+        """Counts one failed connect; the next one goes to the next address, where there are several."""
         self.errors[error] = self.errors.get(error, 0) + 1
+        if len(self.resolved_to) > 1:
+            here = self.resolved_to.index(self.socket_address)
+            self._go_to(self.resolved_to[(here + 1) % len(self.resolved_to)])
+
+    def _go_to(self, address: tuple[str, int]) -> None:
+        host = address[0]
+        self.family = AF_INET6 if ":" in host else AF_INET
+        self.near = host.startswith("127.") or host == "::1"
+        self.socket_address = address
 
     def snapshot(self) -> ServerSnapshot:
         """The counters as they are now."""
@@ -98,13 +109,22 @@ class BackendSettings:
 
 
 class Backend:
-    """The servers of one backend and how one is chosen. `active` is its connections now."""
+    """The servers of one backend and how one is chosen."""
 
-    __slots__ = ("active", "balancer", "name", "proxy_protocol", "servers")
+    __slots__ = ("balancer", "name", "proxy_protocol", "servers")
 
     def __init__(self, settings: BackendSettings, servers: Iterable[Server]) -> None:
         self.name = settings.name
         self.proxy_protocol = settings.proxy_protocol
         self.servers = tuple(servers)
         self.balancer = Balancer(self.servers, settings.balance)
-        self.active = 0
+
+    @property
+    def active(self) -> int:
+        """Its connections now."""
+        return sum(server.active for server in self.servers)
+
+    @property
+    def rounds(self) -> int:
+        """How often all servers are tried, so that each address of those given by name gets its turn."""
+        return max(len(server.resolved_to) for server in self.servers) or 1

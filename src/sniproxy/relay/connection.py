@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import select
 import time
-from errno import EAGAIN, EINPROGRESS, EMFILE, ENFILE
+from errno import EAGAIN, EINPROGRESS, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from socket import AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SO_ERROR, SO_LINGER, SOL_SOCKET, SocketType
 from struct import pack
 from typing import TYPE_CHECKING
@@ -43,6 +43,9 @@ LINGER_SECONDS = 1.0
 """How long a refused TLS client may take to read its alert. Closing at once, with bytes of it unread, would make the
 kernel send a reset that overtakes the alert (RFC 1122 section 4.2.2.13)."""
 
+DESCRIPTOR_SECONDS = 1.0
+"""How long a client waits for a descriptor with which to dial its server: twice as long as accepting rests."""
+
 _SEND = MSG_DONTWAIT | MSG_NOSIGNAL
 # On Python 3.11 a member of an enum costs a function call each time it is asked for.
 _RELAYED, _OFF, _V1 = Outcome.RELAYED, ProxyProtocol.OFF, ProxyProtocol.V1
@@ -60,21 +63,22 @@ class Connection:
 
     __slots__ = (
         "_backend",
-        "_busy",
+        "_busy_until",
         "_connected_at",
         "_decision",
         "_expire",
         "_first",
         "_head",
         "_inspected_at",
-        "_listener",
         "_local",
         "_number",
         "_reader",
         "_remote",
+        "_round",
         "_server",
         "_started",
         "_tried",
+        "_waited",
         "accepted_at",
         "address",
         "admitted",
@@ -82,6 +86,7 @@ class Connection:
         "client",
         "deadline",
         "engine",
+        "listener",
         "outcome",
         "over",
         "reason",
@@ -112,7 +117,7 @@ class Connection:
         self.termination = "--"
         self.reason = ""
         self._number = engine.statistics.accepted
-        self._listener = listener
+        self.listener = listener
         self._remote = remote
         self._local = listener.local
         self._head: bytes | None = None  # the PROXY header that is still to come, as far as it is here
@@ -122,7 +127,9 @@ class Connection:
         self._backend: Backend | None = None
         self._server: Server | None = None
         self._tried: tuple[Server, ...] = ()
-        self._busy = False  # a server was too busy to take it just now
+        self._round = 0
+        self._busy_until = 0.0  # nothing is wrong that waiting until then could not cure
+        self._waited = False  # and was asked again: its failures are counted already
         self._inspected_at = self._connected_at = 0.0
 
     def start(self) -> None:
@@ -229,7 +236,6 @@ class Connection:
             self._refuse(decision.outcome, decision.alert, self.reason or decision.reason)
             return
         self._backend = engine.backends[decision.backend]
-        self._backend.active += 1
         self._first = self._proxy_header(self._backend) + raw
         self.client.received = len(raw)
         self._dial()
@@ -254,19 +260,30 @@ class Connection:
         """Tries the servers of the backend until one takes the connection or none is left."""
         backend = self._backend
         assert backend is not None
-        while (server := backend.balancer.choose(self.address[0], self._tried)) is not None:
-            self._tried += (server,)
-            if self._connect(server, shares=len(backend.servers) - len(self._tried) + 1):
+        while True:
+            if self._dial_each(backend):
                 return
-        if self._busy and self._connect_seconds_left() > 0:
-            # Nothing will tell when a backlog is no longer full: ask again, one tick later.
-            self._busy, self._tried = False, ()
+            self._round += 1
+            if self._round >= backend.rounds:
+                break
+            self._tried = ()
+        if self._busy_until > self.engine.now:
+            # Nothing will tell when a backlog is no longer full, or a descriptor free: ask again, one tick later.
+            self._busy_until, self._waited, self._tried, self._round = 0.0, True, (), 0
             self.engine.watch_again(self.client, self._on_client_while_connecting)
             self._wait(0.0, self._dial)
             return
         # A client that is not TLS, which has its reason by now, could make nothing of an alert.
         alert = None if self.reason else AlertDescription.INTERNAL_ERROR
         self._refuse(Outcome.BACKEND_UNREACHABLE, alert, f"no server of {backend.name} took the connection", "SC")
+
+    def _dial_each(self, backend: Backend) -> bool:
+        """Tries the servers that have not been tried; False when all of them have failed already."""
+        while (server := backend.balancer.choose(self.address[0], self._tried)) is not None:
+            self._tried += (server,)
+            if self._connect(server, shares=len(backend.servers) - len(self._tried) + 1):
+                return True
+        return False
 
     def _connect(self, server: Server, shares: int) -> bool:
         """Begins to connect to a server; False when that has failed already.
@@ -279,8 +296,11 @@ class Connection:
         try:
             sock = SocketType(server.family, NONBLOCKING_STREAM)
         except OSError as error:
-            server.failed(connect_error(error.errno or 0))
-            if error.errno in (EMFILE, ENFILE):
+            if not self._waited:
+                server.failed(connect_error(error.errno or 0))
+            if error.errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+                # Not the server's fault, and it passes. But not for long: this client has one that others need.
+                self._busy_until = self._inspected_at + DESCRIPTOR_SECONDS
                 self.engine.pause_for_descriptors(error)
             return False
         server.active += 1
@@ -302,7 +322,7 @@ class Connection:
             self.engine.watch(self.server, self._on_connect_event, writable=True)
             return True
         if status == EAGAIN and server.family == AF_UNIX:
-            self._busy = True  # its backlog is full
+            self._busy_until = self._inspected_at + self.engine.settings.connect_timeout  # its backlog is full
         self._drop_server(connect_error(status))
         return False
 
@@ -331,7 +351,7 @@ class Connection:
         server, peer = self._server, self.server
         assert server is not None
         assert peer is not None
-        if error:
+        if error and not self._waited:
             server.failed(error)
         server.active -= 1
         self._server = None
@@ -398,6 +418,17 @@ class Connection:
         if other is not None:
             _reset_on_close(other.sock)
         self._finish(self._expected(), "CD" if peer is self.client else "SD", "reset")
+
+    def on_gone(self) -> None:
+        """The server was reset behind its end. So is the client, as soon as it has the server's last words."""
+        server = self.server
+        assert server is not None
+        if self.client.has_everything():
+            self.on_reset(server)
+        elif self.touched + self.engine.settings.half_close_timeout > self.engine.now:
+            self._wait(0.0, self.on_gone)
+        else:
+            self._on_idle()
 
     def _on_idle(self) -> None:
         server = self.server
@@ -491,8 +522,6 @@ class Connection:
             self.server = None
         if self._server is not None:
             self._server.active -= 1
-        if self._backend is not None:
-            self._backend.active -= 1
         # Objects that point at each other would be left to the garbage collector.
         self._expire = _nothing
         client.part()
@@ -509,7 +538,7 @@ class Connection:
     @property
     def frontend(self) -> str:
         """The listener's address as configured."""
-        return self._listener.name
+        return self.listener.name
 
     @property
     def backend_label(self) -> str:
@@ -551,10 +580,9 @@ class Connection:
     @property
     def counts(self) -> tuple[int, int, int, int, int]:
         """Connections of the process, listener, backend, server; retries (HAProxy's %ac/%fc/%bc/%sc/%rc)."""
-        active = len(self.engine.live)
         return (
-            active,
-            active,
+            len(self.engine.live),
+            self.listener.active,
             self._backend.active if self._backend is not None else 0,
             self._server.active if self._server is not None else 0,
             max(len(self._tried) - 1, 0),

@@ -191,6 +191,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001  a log line that cannot be written must not keep sockets open
             self._reports.bug(error)
         self.live.discard(connection)
+        connection.listener.active -= 1
         self.wheel.discard(connection)
         if connection.admitted:
             self.admission.leave(connection.address[0])
@@ -321,6 +322,7 @@ class Engine:
                 return
             self.statistics.accepted += 1
             sock = SocketType(listener.family, _STREAM, 0, fd)
+            listener.active += 1
             connection = Connection(self, sock, plain_endpoint(address), listener)
             self.live.add(connection)
             self._guard(connection.start)

@@ -29,7 +29,7 @@ class Listener:
     `name` is its address as configured. Whoever makes a Listener closes it.
     """
 
-    __slots__ = ("accept", "at_once", "family", "fd", "in_a_row", "local", "name", "socket")
+    __slots__ = ("accept", "active", "at_once", "family", "fd", "in_a_row", "local", "name", "socket")
 
     def __init__(self, name: str, listening: socket.socket) -> None:
         self.name = name
@@ -40,6 +40,7 @@ class Listener:
         # getsockopt: 2 µs of 50.
         self.accept = listening._accept  # type: ignore[attr-defined]  # noqa: SLF001
         self.local = _fixed_local(listening)
+        self.active = 0  # connections that came in here, now
         self.at_once = 1  # connections to accept in one turn
         self.in_a_row = 0  # turns that did not find fewer
 

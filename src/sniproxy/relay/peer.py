@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import errno
 import select
-from socket import MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SocketType
+import sys
+from fcntl import ioctl
+from socket import AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SocketType
+from termios import TIOCOUTQ
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -76,10 +79,14 @@ class Peer:
         """The kernel has announced something; `events` are its epoll flags."""
         if events & _FINISHING:
             self.finishing = True
-            # A client that reset will read nothing more. A server's last words may still be in the queue.
-            if events & select.EPOLLERR and self is self.connection.client:
-                self.connection.on_reset(self)
-                return
+            if events & select.EPOLLERR:
+                if self is self.connection.client:
+                    self.connection.on_reset(self)
+                    return
+                if self.ended:
+                    self.connection.on_gone()
+                    return
+                # A server's last words may still be in the queue: they are read before the error is.
         if self.waiting is not None and events & _WRITABLE:
             self.flush()
             if self.over:
@@ -173,10 +180,20 @@ class Peer:
         self.release(self.connection.engine)
         self.refuses = True
         self.reset = error.errno == errno.ECONNRESET
-        if self.ended:
+        if not self.ended:
+            self.pump()
+        elif self is self.connection.client:
             self.connection.on_half_closed()
         else:
-            self.pump()
+            self.connection.on_gone()
+
+    def has_everything(self) -> bool:
+        """Whether all that was sent to this peer has arrived there: a reset would take the rest away."""
+        if self.waiting is not None:
+            return False
+        if self.sock.family == AF_UNIX:
+            return True  # what has been written is the reader's
+        return not int.from_bytes(ioctl(self.fd, TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
 
     def part(self) -> None:
         """The connection is over: let go of everything that points back."""
