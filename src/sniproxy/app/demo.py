@@ -336,7 +336,7 @@ class Demo:
         for labels, count in _samples(text, "sniproxy_connections_total").items():
             outcome = labels.partition('outcome="')[2].partition('"')[0]
             outcomes[outcome] = outcomes.get(outcome, 0) + count
-        terms = [f"{active} active", *(f"{count} {outcome}" for outcome, count in outcomes.items())]
+        terms = [f"{active} active", *(f"{count} {outcome}" for outcome, count in outcomes.items() if count)]
         if not accepted or accepted != active + sum(outcomes.values()):
             raise StepFailed(f"{accepted} accepted is not {' + '.join(terms)}")
         return f"{accepted} accepted = {' + '.join(terms)}"
