@@ -466,6 +466,41 @@ def test_usr1_goes_on_in_a_new_file(front: Front) -> None:
     assert path.read_text().count("{www.example.com|h2}") == 1
 
 
+def test_usr1_after_a_reload_stays_with_the_file_of_the_start(front: Front) -> None:
+    """A change of [log] takes a restart, as the reload says: logrotate's USR1 must not bring half of it about."""
+    path, other = front.directory / "sniproxy.log", front.directory / "other.log"
+    proxy = front.start(more=f'[log]\ntarget = "{path}"')
+    proxy.reload(front.text(more=f'[log]\ntarget = "{other}"\nformat = "json"'))
+    path.unlink()
+    proxy.send(SIGUSR1)
+    until(path.exists, "the file of the start again")
+    one_connection(front)
+    until(lambda: "{www.example.com|h2}" in path.read_text(), "the line, in the format of the start")
+
+    assert not other.exists()
+
+
+def test_a_server_that_comes_back_is_not_idle(front: Front) -> None:
+    """leastconn counts connections that a server still has from before a reload took it out."""
+    away = Server(front.directory / "away.sock")
+    both = f'"unix:{front.server.path}", "unix:{away.path}"'
+    text = front.text().replace(f'"unix:{front.server.path}"', f'"unix:{away.path}"')
+    proxy = front.programs.sniproxy(text)
+    busy = []
+    for _ in range(2):
+        client = connected(LOCALHOST, front.port)
+        client.sendall(HELLO)
+        busy += [client, away.accept()]
+    proxy.reload(front.text())
+    proxy.reload(text.replace(f'"unix:{away.path}"', both))
+    pairs = [front.pair() for _ in range(2)]
+
+    assert len(pairs) == 2  # both went to the one that has none
+    for one in (*busy, *(end for pair in pairs for end in pair)):
+        one.close()
+    away.close()
+
+
 def test_usr1_without_a_place_for_the_file_keeps_the_old_one(front: Front) -> None:
     """A log that cannot be reopened is no reason to have none."""
     directory = front.directory / "log"
