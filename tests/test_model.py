@@ -23,6 +23,15 @@ def test_addresses_print_as_the_configuration_writes_them(address, text):
     assert str(address) == text
 
 
+@pytest.mark.parametrize(
+    ("path", "address", "abstract"), [("/run/web.sock", "/run/web.sock", False), ("@web", "\0web", True)]
+)
+def test_an_abstract_socket_has_a_nul_in_front(path, address, abstract):
+    """unix(7): that is what tells the kernel that there is no file."""
+    assert UnixAddress(path).socket_address == address
+    assert UnixAddress(path).is_abstract is abstract
+
+
 def test_the_outcomes_are_those_of_the_metrics():
     """Metrics: each accepted connection ends in exactly one of thirteen outcomes."""
     assert {outcome.value for outcome in Outcome} == {

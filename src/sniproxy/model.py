@@ -28,6 +28,16 @@ class UnixAddress:
     def __str__(self) -> str:
         return f"unix:{self.path}"
 
+    @property
+    def is_abstract(self) -> bool:
+        """Whether it has no file."""
+        return self.path.startswith("@")
+
+    @property
+    def socket_address(self) -> str:
+        """What bind(2) and connect(2) take (unix(7): a NUL stands in front of an abstract name)."""
+        return "\0" + self.path[1:] if self.is_abstract else self.path
+
 
 Address = TcpAddress | UnixAddress
 

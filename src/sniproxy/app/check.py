@@ -68,7 +68,7 @@ def _listeners(config: Config, *, running: bool) -> Iterator[Problem]:
             if not (running and taken):
                 yield path, str(error)
         else:
-            if isinstance(address, UnixAddress) and not address.path.startswith("@"):
+            if isinstance(address, UnixAddress) and not address.is_abstract:
                 Path(address.path).unlink()
     for listener in bound:
         listener.close()
@@ -115,8 +115,7 @@ async def _why_unreachable(address: Address) -> str:
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             if isinstance(address, UnixAddress):
-                path = "\0" + address.path[1:] if address.path.startswith("@") else address.path
-                _, writer = await asyncio.open_unix_connection(path)
+                _, writer = await asyncio.open_unix_connection(address.socket_address)
             else:
                 _, writer = await asyncio.open_connection(address.host, address.port)
     except TimeoutError:
@@ -151,7 +150,7 @@ def _files(config: Config) -> Iterator[Problem]:
     if config.haproxy is not None and config.certificates:
         yield from _writable_place(("haproxy", "certificate_dir"), config.haproxy.certificate_dir)
         for index, address in enumerate(config.haproxy.runtime_sockets):
-            if not isinstance(address, UnixAddress) or address.path.startswith("@"):
+            if not isinstance(address, UnixAddress) or address.is_abstract:
                 continue
             if not _may(address.path, os.W_OK):
                 message = f"not there for this user; HAProxy needs: stats socket {address.path} level admin"

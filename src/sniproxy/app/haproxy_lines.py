@@ -53,7 +53,7 @@ def _bind(server: Address, proxy_protocol: ProxyProtocol) -> str:
     accept = "" if proxy_protocol is ProxyProtocol.OFF else " accept-proxy"
     if isinstance(server, TcpAddress):
         return f"{server}{accept}"
-    if server.path.startswith("@"):
+    if server.is_abstract:
         return f"{_unix(server)}{accept}"
     # haproxy binds it before it becomes its own user; sniproxy joins that group.
     return f"{_unix(server)} mode 660 group haproxy{accept}"
@@ -61,7 +61,7 @@ def _bind(server: Address, proxy_protocol: ProxyProtocol) -> str:
 
 def _unix(address: UnixAddress) -> str:
     """As haproxy.cfg has it: the abstract name space has a prefix of its own."""
-    return f"abns@{address.path[1:]}" if address.path.startswith("@") else f"unix@{address.path}"
+    return f"abns@{address.path[1:]}" if address.is_abstract else f"unix@{address.path}"
 
 
 def _dialled(address: Address) -> str:

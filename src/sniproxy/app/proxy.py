@@ -315,7 +315,7 @@ def _give_back(bound: Sequence[Listener], addresses: Sequence[Address]) -> None:
 def _unlink_sockets(addresses: Iterable[Address]) -> None:
     """Removes the files of unix sockets that nobody listens on any more."""
     for address in addresses:
-        if isinstance(address, UnixAddress) and not address.path.startswith("@"):
+        if isinstance(address, UnixAddress) and not address.is_abstract:
             try:
                 Path(address.path).unlink()
             except OSError:

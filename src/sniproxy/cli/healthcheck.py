@@ -54,7 +54,7 @@ def _connect(address: Address) -> socket.socket:
     if isinstance(address, UnixAddress):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(ANSWER_SECONDS)
-        connection.connect("\0" + address.path[1:] if address.path.startswith("@") else address.path)
+        connection.connect(address.socket_address)
         return connection
     assert isinstance(address, TcpAddress)
     # Listening on all addresses includes this one.

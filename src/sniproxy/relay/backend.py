@@ -71,8 +71,7 @@ class Server:
         self.resolved_to: tuple[tuple[str, int], ...] = ()
         self.socket_address: str | tuple[str, int] | None = None
         if isinstance(address, UnixAddress):
-            path = address.path
-            self.socket_address = "\0" + path[1:] if path.startswith("@") else path
+            self.socket_address = address.socket_address
 
     def resolved(self, *addresses: tuple[str, int]) -> None:
         """From now on connections go to these IP addresses: to one of them, until that fails."""

@@ -58,7 +58,7 @@ def bind(address: Address) -> Listener:
     try:
         if isinstance(address, UnixAddress):
             listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            _bind_unix(listening, address.path)
+            _bind_unix(listening, address)
         else:
             host = address.host
             family = socket.AF_INET6 if ":" in host or not host else socket.AF_INET
@@ -109,13 +109,11 @@ def plain_endpoint(address: tuple[str, int] | str | bytes) -> Endpoint | None:
     return host, address[1]
 
 
-def _bind_unix(listening: socket.socket, path: str) -> None:
-    if path.startswith("@"):
-        listening.bind("\0" + path[1:])
-        return
-    if Path(path).is_socket() and not _answers(path):
-        Path(path).unlink(missing_ok=True)  # left behind by a process that is gone
-    listening.bind(path)
+def _bind_unix(listening: socket.socket, address: UnixAddress) -> None:
+    path = Path(address.path)
+    if not address.is_abstract and path.is_socket() and not _answers(address.path):
+        path.unlink(missing_ok=True)  # left behind by a process that is gone
+    listening.bind(address.socket_address)
 
 
 def _answers(path: str) -> bool:
