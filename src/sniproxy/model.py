@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,54 @@ class RelaySnapshot:
     connect: HistogramSnapshot
     connection: HistogramSnapshot
     servers: tuple[ServerSnapshot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateStatus:
+    """One managed certificate as operators see it. Times are aware, in UTC.
+
+    Of the certificate there is now: `names` (those asked for while there is none), `issuer`, `serial` (hex),
+    `not_before`, `not_after`; None while there is none. `renew_at` is when the next one is ordered and `reason` why
+    then. `deployed`: it is in HAProxy, and was seen to be served. `last_error` is what went wrong last, in the words of
+    the CA or of HAProxy, None once all is well. `next_attempt` is when it is tried again.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    issuer: str | None = None
+    serial: str | None = None
+    not_before: datetime | None = None
+    not_after: datetime | None = None
+    renew_at: datetime | None = None
+    reason: str | None = None
+    deployed: bool = False
+    deployed_at: datetime | None = None
+    last_error: str | None = None
+    next_attempt: datetime | None = None
+
+    def days_left(self, now: datetime) -> float | None:
+        """Until it is over; negative if it is, None while there is none."""
+        return None if self.not_after is None else (self.not_after - now).total_seconds() / 86400
+
+
+@dataclass(slots=True)
+class CertificateCounts:
+    """What happened to certificates since the start.
+
+    renewals: by certificate and result, "success" or "failure". challenges: by type and what the CA said of them,
+    "valid" or "invalid"; "error" where it never came to that.
+    """
+
+    renewals: dict[tuple[str, str], int] = field(default_factory=dict)
+    challenges: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def renewal(self, name: str, result: str) -> None:
+        """One more attempt to obtain a certificate is over."""
+        self.renewals[name, result] = self.renewals.get((name, result), 0) + 1
+
+    def challenge(self, kind: str, result: str) -> None:
+        """One more challenge is over."""
+        self.challenges[kind, result] = self.challenges.get((kind, result), 0) + 1
 
 
 class ClosedConnection(Protocol):

@@ -120,3 +120,15 @@ def test_haproxy_does_not_read_the_state():
     """Section 2: `crt DIR` reads all of certificate_dir; section 4: account keys are in state_dir."""
     (mistake,) = mistakes(ACME + "[haproxy]\ncertificate_dir = '/var/lib/sniproxy'\n")
     assert mistake.startswith("4 haproxy.certificate_dir: is acme.state_dir")
+
+
+def test_hooks_are_for_certificates():
+    """Section 2: a key that another key makes meaningless is an error."""
+    (mistake,) = mistakes("[hooks]\non_renewed = ['/bin/true']\n")
+    assert mistake == "2 hooks.on_renewed: has no effect without [[certificates]]"
+
+
+def test_a_timeout_is_for_a_hook():
+    """Likewise."""
+    (mistake,) = mistakes(ACME + CERTIFICATE + "[hooks]\ntimeout = '1s'\n")
+    assert mistake == "6 hooks.timeout: has no effect without on_renewed or on_failed"

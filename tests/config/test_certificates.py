@@ -15,6 +15,7 @@ def test_acme_has_these_defaults():
     """Section 2: [acme]. Terms are agreed to by writing it, and by nothing else."""
     assert dict(Acme()) == {
         "directory": "https://acme-v02.api.letsencrypt.org/directory",
+        "dry_run_directory": "",
         "ca_file": None,
         "email": "",
         "agree_to_terms": False,
@@ -22,6 +23,7 @@ def test_acme_has_these_defaults():
         "challenges": ("tls-alpn-01", "http-01"),
         "key_type": "ecdsa-p256",
         "profile": "",
+        "preferred_chain": "",
         "eab_kid": "",
         "eab_hmac_file": None,
     }

@@ -69,6 +69,7 @@ control_socket = "/run/sniproxy/control.sock"
 
 [acme]
 directory = "letsencrypt"
+dry_run_directory = ""
 ca_file = ""
 email = "admin@example.com"
 agree_to_terms = true
@@ -76,6 +77,7 @@ state_dir = "/var/lib/sniproxy"
 challenges = ["tls-alpn-01", "http-01"]
 key_type = "ecdsa-p256"
 profile = ""
+preferred_chain = ""
 eab_kid = ""
 eab_hmac_file = ""
 
@@ -87,6 +89,10 @@ certificate_dir = "/srv/certs"
 runtime_sockets = ["/run/haproxy/admin.sock"]
 verify = "backend:haproxy"
 reload_command = []
+
+[hooks]
+on_renewed = []
+on_failed = []
 
 [log]
 format = "tcplog"
@@ -151,6 +157,7 @@ def test_everything_is_loaded():
     }
     assert dict(config.acme) == {
         "directory": "https://acme-v02.api.letsencrypt.org/directory",
+        "dry_run_directory": "",
         "ca_file": None,
         "email": "admin@example.com",
         "agree_to_terms": True,
@@ -158,6 +165,7 @@ def test_everything_is_loaded():
         "challenges": ("tls-alpn-01", "http-01"),
         "key_type": "ecdsa-p256",
         "profile": "",
+        "preferred_chain": "",
         "eab_kid": "",
         "eab_hmac_file": None,
     }
@@ -175,6 +183,7 @@ def test_everything_is_loaded():
         "verify": BackendRef("haproxy"),
         "reload_command": (),
     }
+    assert dict(config.hooks) == {"on_renewed": (), "on_failed": (), "timeout": 30.0}
     assert dict(config.log) == {"format": "tcplog", "target": "stdout", "level": "info"}
 
 

@@ -1,4 +1,4 @@
-"""What no single key can tell about [acme], [[certificates]] and [haproxy]; see `checks` for how these work."""
+"""What no single key tells of [acme], [[certificates]], [haproxy] and [hooks]; see `checks` for how these work."""
 
 from __future__ import annotations
 
@@ -93,4 +93,14 @@ def delivery(config: Config) -> Iterator[Finding]:
         yield Finding(("haproxy", "certificate_dir"), message, (("acme", "state_dir"),))
 
 
-CERTIFICATE_CHECKS: Final = (account, challenges, certificate_names, delivery)
+def hooks(config: Config) -> Iterator[Finding]:
+    """Hooks have something to be run for."""
+    for key in ("on_renewed", "on_failed"):
+        if getattr(config.hooks, key) and not config.certificates:
+            yield Finding(("hooks", key), "has no effect without [[certificates]]", (("certificates",),))
+    if "timeout" in config.hooks.model_fields_set and not (config.hooks.on_renewed or config.hooks.on_failed):
+        message = "has no effect without on_renewed or on_failed"
+        yield Finding(("hooks", "timeout"), message, (("hooks", "on_renewed"), ("hooks", "on_failed")))
+
+
+CERTIFICATE_CHECKS: Final = (account, challenges, certificate_names, delivery, hooks)

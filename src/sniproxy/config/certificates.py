@@ -1,4 +1,4 @@
-"""The sections that get certificates and bring them to HAProxy: [acme], [[certificates]] and [haproxy]."""
+"""The sections that get certificates and bring them to HAProxy: [acme], [[certificates]], [haproxy] and [hooks]."""
 
 import re
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from sniproxy.config.fields import (
     AbsolutePath,
     CertificateName,
     Converted,
+    Duration,
     OptionalPath,
     RuntimeSocket,
     Section,
@@ -28,7 +29,7 @@ DIRECTORIES: Final = {
 }
 """The directories that have a name of their own."""
 
-Challenge = Literal["tls-alpn-01", "http-01", "tls-sni-01"]
+Challenge = Literal["tls-alpn-01", "http-01", "tls-sni-01", "tls-sni-02"]
 KeyType = Literal["ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-3072", "rsa-4096"]
 
 # NAME.pem, and a temporary name beside it, have to fit into the 255 bytes of a file name.
@@ -65,6 +66,10 @@ def _directory(value: object) -> str:
     if url.scheme == "http" and not _is_loopback(host):
         raise ValueError(f"{shown(value)}: without TLS only this machine itself may be asked; write https://")
     return value
+
+
+def _optional_directory(value: object) -> str:
+    return "" if value == "" else _directory(value)
 
 
 def _directory_forms() -> str:
@@ -121,6 +126,11 @@ class Acme(Section):
         description='The CA: "letsencrypt", "letsencrypt-staging" (to try things out: its limits are wide and its '
         "certificates untrusted), or a directory's URL (https; http on this machine only).",
     )
+    dry_run_directory: Annotated[str, PlainValidator(_optional_directory), WithJsonSchema({"type": "string"})] = key(
+        default="",
+        description="Where `renew --dry-run` goes: a directory as above; empty: letsencrypt-staging for letsencrypt, "
+        "else the directory itself.",
+    )
     ca_file: OptionalPath = key(
         default="",
         description="PEM file to trust for a private CA's directory; empty: what the system trusts.",
@@ -140,13 +150,19 @@ class Acme(Section):
         default=["tls-alpn-01", "http-01"],
         min_length=1,
         description="How names are proven, in order of preference. tls-alpn-01 comes over the port that is ours "
-        "anyway; http-01 needs [http]; tls-sni-01 is for private CAs that still ask for names below acme.invalid.",
+        "anyway; http-01 needs [http]; tls-sni-01 and tls-sni-02 are for private CAs that still ask for names below "
+        "acme.invalid.",
     )
     key_type: KeyType = key(
         default="ecdsa-p256",
         description="Of the certificates' keys: ecdsa-p256 is the quickest handshake, and every client reads it.",
     )
     profile: Profile = key(default="", description="One of the CA's certificate profiles; empty: its default.")
+    preferred_chain: str = key(
+        default="",
+        description="Of several chains that the CA offers, the one whose topmost certificate was issued by this common "
+        "name; empty, or where there is none: the CA's first.",
+    )
     eab_kid: str = key(default="", description="Key id of an external account binding, for CAs that demand one.")
     eab_hmac_file: OptionalPath = key(
         default="", description="File with the base64url key that belongs to eab_kid; secrets are never in this file."
@@ -199,3 +215,19 @@ class Haproxy(Section):
         description="The command and its arguments, one string each; no shell. Run only where the runtime API cannot "
         "do it (a new name in a crt-list, say); empty: never.",
     )
+
+
+class Hooks(Section):
+    """[hooks]: programs to run when something happened to a certificate. What happened is in their environment."""
+
+    on_renewed: Annotated[tuple[str, ...], Converted] = key(
+        default=[],
+        description="Once a new certificate is in place and proven to be served: the command and its arguments, one "
+        "string each, no shell; empty: none. certbot's deploy hook.",
+    )
+    on_failed: Annotated[tuple[str, ...], Converted] = key(
+        default=[],
+        description="When a certificate could not be obtained, at each attempt, or not be delivered, at the first; "
+        "likewise.",
+    )
+    timeout: Duration = key(default="30s", description="For a hook to end, before it is killed.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sniproxy.config.certificates import Acme, Certificate, Haproxy
+from sniproxy.config.certificates import Acme, Certificate, Haproxy, Hooks
 from sniproxy.config.schema import Admin, Backend, Config, Http, Log, Proxy, Route
 from sniproxy.config.wording import listed, nearest, shown
 
@@ -39,6 +39,7 @@ _SECTIONS: Final[Mapping[str, type[BaseModel]]] = {
     "acme": Acme,
     "certificates": Certificate,
     "haproxy": Haproxy,
+    "hooks": Hooks,
     "log": Log,
 }
 _HEADERS: Final = {"backends": "[backends.NAME]", "routes": "[[routes]]", "certificates": "[[certificates]]"}

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import Field, PlainValidator, WithJsonSchema
 
 from sniproxy.config import units
-from sniproxy.config.certificates import Acme, Certificate, Haproxy
+from sniproxy.config.certificates import Acme, Certificate, Haproxy, Hooks
 from sniproxy.config.fields import (
     Converted,
     Count,
@@ -286,4 +286,5 @@ class Config(Section):
     haproxy: Haproxy | None = optional_section(
         description="Where certificates are delivered to; absent: they stay in acme.state_dir.",
     )
+    hooks: Hooks = Field(default_factory=Hooks, description="Programs to run when something happened to a certificate.")
     log: Log = Field(default_factory=Log, description="Where log lines go, and how they look.")
