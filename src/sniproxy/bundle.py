@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 from sniproxy.errors import BadCertificate, BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 """The kinds that CAs of the web take."""
@@ -38,8 +38,15 @@ MAX_CHAIN: Final = 10
 CLOCK_SKEW: Final = timedelta(hours=1)
 """By how much the CA's clock may be ahead of ours. CAs date their certificates back by an hour for the same reason."""
 
-_blocks = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----[^-]*-----END \1-----").finditer
+# Single hyphens are in the headers of keys with a password: "DEK-Info: AES-256-CBC".
+_blocks = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----[^-]*(?:-(?!----)[^-]*)*-----END \1-----").finditer
+# The second is an old word for the first (openssl(1), PEM_STRING_X509_OLD).
+_CERTIFICATE = (b"CERTIFICATE", b"X509 CERTIFICATE")
+_SEQUENCE = b"\x30"  # what every DER certificate begins with; in text, the digit 0
 _EXPONENT = 65537
+
+# What the library raises for certificates that are broken, or that it does not know how to read.
+_UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
 
 def generate_key(key_type: str) -> PrivateKey:
@@ -99,11 +106,19 @@ class Leaf:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Its DNS names, lower case, and IP addresses, in its own order; with none, its common name."""
+        """Its DNS names, lower case, and IP addresses, in its own order.
+
+        Its common name, if it has no subject alternative names at all (RFC 6125 section 6.4.4); none if they cannot
+        be read.
+        """
         try:
-            found = self.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except (x509.ExtensionNotFound, ValueError):
-            return self._common_names(self.certificate.subject)
+            extensions, subject = self.certificate.extensions, self.certificate.subject
+        except _UNREADABLE:
+            return ()
+        try:
+            found = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except x509.ExtensionNotFound:
+            return self._common_names(subject)
         return tuple(
             str(name.value) if isinstance(name, x509.IPAddress) else name.value.lower()
             for name in found
@@ -128,13 +143,20 @@ class Leaf:
 
     @property
     def issuer(self) -> str:
-        """Who signed it, in words: the common name, else the whole name."""
-        return next(iter(self._common_names(self.certificate.issuer)), self.certificate.issuer.rfc4514_string())
+        """Who signed it, in words: the common name, else the whole name; empty if it cannot be read."""
+        try:
+            issuer = self.certificate.issuer
+        except _UNREADABLE:
+            return ""
+        return next(iter(self._common_names(issuer)), issuer.rfc4514_string())
 
     @property
     def is_self_signed(self) -> bool:
         """Whether nobody but itself vouches for it."""
-        return self.certificate.issuer == self.certificate.subject
+        try:
+            return self.certificate.issuer == self.certificate.subject
+        except _UNREADABLE:
+            return False
 
     @property
     def sha1(self) -> str:
@@ -153,13 +175,13 @@ class Leaf:
 
         try:
             authority = self.certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
-        except (x509.ExtensionNotFound, ValueError):
+        except (x509.ExtensionNotFound, *_UNREADABLE):
             return None
         if authority.key_identifier is None:
             return None
         serial = self.certificate.serial_number
         # The bytes of a DER INTEGER: one more bit than the number has, for the sign.
-        encoded = serial.to_bytes(serial.bit_length() // 8 + 1, "big")
+        encoded = serial.to_bytes(serial.bit_length() // 8 + 1, "big", signed=True)
         parts = (urlsafe_b64encode(part).decode().rstrip("=") for part in (authority.key_identifier, encoded))
         return ".".join(parts)
 
@@ -179,7 +201,7 @@ class Bundle:
         """Raises BundleError where they do not belong together."""
         if not self.chain:
             raise BundleError("there is no certificate")
-        if _public(self.key.public_key()) != _public(self.chain[0].public_key()):
+        if _public(self.key) != _public(self.chain[0]):
             raise BundleError("the private key is not the one of the certificate")
 
     @cached_property
@@ -199,7 +221,7 @@ class Bundle:
             raise BundleError(f"the file has more than {MAX_PEM_BYTES} bytes")
         keys, certificates = [], []
         for block in _blocks(pem):
-            if block[1] == b"CERTIFICATE":
+            if block[1] in _CERTIFICATE:
                 certificates.append(_certificate(block[0]))
             elif block[1].endswith(b"PRIVATE KEY"):
                 keys.append(block[0])
@@ -208,11 +230,16 @@ class Bundle:
         return cls(load_key(keys[0]), tuple(certificates))
 
 
-def read_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
-    """The certificates of PEM text in its order; keys and other text are passed over. Raises BundleError."""
-    if len(pem) > MAX_PEM_BYTES:
+def read_certificates(content: bytes) -> tuple[x509.Certificate, ...]:
+    """The certificates of PEM text in its order; keys and other text are passed over. Or the one of a DER file.
+
+    Raises BundleError.
+    """
+    if len(content) > MAX_PEM_BYTES:
         raise BundleError(f"the file has more than {MAX_PEM_BYTES} bytes")
-    found = tuple(_certificate(block[0]) for block in _blocks(pem) if block[1] == b"CERTIFICATE")
+    if content[:1] == _SEQUENCE and b"-----BEGIN " not in content:
+        return (_certificate(content, x509.load_der_x509_certificate),)
+    found = tuple(_certificate(block[0]) for block in _blocks(content) if block[1] in _CERTIFICATE)
     if not found:
         raise BundleError("there is no certificate in it")
     return found
@@ -226,12 +253,13 @@ def check_issued(key: PrivateKey, chain: Sequence[x509.Certificate], names: Sequ
     try:
         bundle = Bundle(key, tuple(chain))
         got = bundle.leaf.names
-    except (BundleError, ValueError) as error:
+    except BundleError as error:
         raise BadCertificate(f"the CA's certificate is of no use: {error}") from None
     if len(chain) > MAX_CHAIN:
         raise BadCertificate(f"the CA's chain has {len(chain)} certificates")
     if sorted(set(got)) != sorted(set(names)):
-        raise BadCertificate(f"the CA's certificate is for {', '.join(got) or 'no name'}, not for {', '.join(names)}")
+        found = printable(", ".join(got)) or "no name"
+        raise BadCertificate(f"the CA's certificate is for {found}, not for {', '.join(names)}")
     if bundle.leaf.not_after <= now:
         raise BadCertificate(
             f"the CA's certificate is over since {bundle.leaf.not_after:%Y-%m-%d %H:%M} UTC; is the clock right?"
@@ -243,7 +271,7 @@ def check_issued(key: PrivateKey, chain: Sequence[x509.Certificate], names: Sequ
     for lower, upper in pairwise(chain):
         try:
             lower.verify_directly_issued_by(upper)
-        except (ValueError, TypeError, InvalidSignature):
+        except (*_UNREADABLE, TypeError, InvalidSignature):
             raise BadCertificate(
                 "the CA's chain does not hold: a certificate in it was not signed by the next"
             ) from None
@@ -277,17 +305,26 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _certificate(pem: bytes) -> x509.Certificate:
+def printable(text: str) -> str:
+    """Text out of a certificate, which may hold anything, with what is not for a line of text as question marks."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _certificate(
+    content: bytes, load: Callable[[bytes], x509.Certificate] = x509.load_pem_x509_certificate
+) -> x509.Certificate:
     try:
-        certificate = x509.load_pem_x509_certificate(pem)
-        _ = certificate.extensions  # read here, so that what is broken is found here
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
-        raise BundleError(f"a certificate in it cannot be read: {error}") from None
+        certificate = load(content)
+        # Read here, so that what is broken is found here: the library puts it off until somebody asks.
+        _ = certificate.subject, certificate.issuer, certificate.extensions
+    except _UNREADABLE:
+        # From None, and without its words: they quote lines of the file.
+        raise BundleError("a certificate in it cannot be read: it is cut off, or altered, or not X.509") from None
     return certificate
 
 
-def _public(key: object) -> bytes:
+def _public(of: PrivateKey | x509.Certificate) -> bytes:
     try:
-        return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined,no-any-return]
-    except (AttributeError, ValueError, UnsupportedAlgorithm):
-        return b""
+        return of.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except _UNREADABLE:
+        raise BundleError("the public key of the certificate is of a kind that cannot be read") from None
