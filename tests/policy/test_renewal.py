@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sniproxy.policy.renewal import (
-    ARI_DEFAULT,
-    ARI_LONGEST,
     ARI_OVERDUE,
-    ARI_SHORTEST,
     BACK_OFF,
+    DEFAULT_ARI_POLL,
     JITTER,
+    LONGEST_ARI_POLL,
     LONGEST_BACK_OFF,
     MAX_RETRY_AFTER,
+    SHORTEST_ARI_POLL,
     AriWindow,
     Plan,
     Reason,
@@ -254,9 +254,9 @@ def test_short_lives_are_asked_about_more_often(lifetime, delay) -> None:
 @given(retry_afters, st.integers(-1, 10**9), lifetimes)
 def test_the_ca_is_never_asked_in_a_loop_nor_forgotten(retry_after, failures, lifetime) -> None:
     """certmagic #297: 33 questions in one second."""
-    assert ARI_SHORTEST <= ari_poll_delay(retry_after, failures, lifetime) <= ARI_LONGEST
+    assert SHORTEST_ARI_POLL <= ari_poll_delay(retry_after, failures, lifetime) <= LONGEST_ARI_POLL
     if retry_after is None:
-        assert ari_poll_delay(retry_after, failures, lifetime) <= ARI_DEFAULT
+        assert ari_poll_delay(retry_after, failures, lifetime) <= DEFAULT_ARI_POLL
 
 
 # -- after failures
@@ -383,8 +383,8 @@ def test_no_wait_is_over() -> None:
 
 def test_a_question_about_renewal_waits_a_day_at_most() -> None:
     """RFC 9773 section 4.3.2."""
-    assert still_waits(NOW + DAY, NOW, ARI_LONGEST)
-    assert not still_waits(NOW + DAY + SECOND, NOW, ARI_LONGEST)
+    assert still_waits(NOW + DAY, NOW, LONGEST_ARI_POLL)
+    assert not still_waits(NOW + DAY + SECOND, NOW, LONGEST_ARI_POLL)
 
 
 @given(st.integers(1, 100), chances, st.none() | st.timedeltas(SECOND, 825 * DAY), retry_afters)

@@ -37,11 +37,11 @@ gives one back; without a bound a CA that is wrong, or not itself, could end all
 
 LONGEST_BACK_OFF: Final = max(MAX_RETRY_AFTER, BACK_OFF[-1] * (1 + JITTER))
 
-ARI_SHORTEST: Final = _MINUTE
-ARI_LONGEST: Final = _DAY
+SHORTEST_ARI_POLL: Final = _MINUTE
+LONGEST_ARI_POLL: Final = _DAY
 """RFC 9773 section 4.3.2: a Retry-After below a minute or above a day is taken for these."""
 
-ARI_DEFAULT: Final = 6 * _HOUR
+DEFAULT_ARI_POLL: Final = 6 * _HOUR
 """RFC 9773 section 4.3.3: when to ask again where the CA does not say, and after errors that last."""
 
 ARI_OVERDUE: Final = _DAY
@@ -58,10 +58,11 @@ class Reason(StrEnum):
     MISSING = "missing"  # there is none
     BROKEN = "broken"  # there is one that cannot be used
     NAMES_CHANGED = "names_changed"  # it is not for the names of the configuration
+    DIRECTORY_CHANGED = "directory_changed"  # it is from another CA than the configuration's
     FORCED = "forced"  # somebody asked for it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Validity:
     """A certificate's time, both ends inclusive (RFC 5280 section 4.1.2.5)."""
 
@@ -74,7 +75,7 @@ class Validity:
         return max(self.not_after - self.not_before, timedelta()) + timedelta(seconds=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class AriWindow:
     """A CA's answer to when to renew (RFC 9773 section 4.2). `explanation_url` is a page for people, or empty."""
 
@@ -88,7 +89,7 @@ class AriWindow:
         return self.end > self.start
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Plan:
     """When to renew, and why then. What is past is due now."""
 
@@ -141,12 +142,12 @@ def ari_poll_delay(retry_after: float | None, failures: int, lifetime: timedelta
     an answer. Without a word of the CA it is never more than a tenth of the lifetime: short-lived certificates ask as
     often in their lives as others do.
     """
-    asked = None if retry_after is None else _bounded(retry_after, ARI_SHORTEST, ARI_LONGEST)
+    asked = None if retry_after is None else _bounded(retry_after, SHORTEST_ARI_POLL, LONGEST_ARI_POLL)
     if asked is not None and failures <= 0:
         return asked
     # 2 ** 9 minutes are more than six hours.
-    own = min(ARI_DEFAULT, _MINUTE * 2 ** min(failures - 1, 9)) if failures > 0 else ARI_DEFAULT
-    own = max(ARI_SHORTEST, min(own, lifetime / 10))
+    own = min(DEFAULT_ARI_POLL, _MINUTE * 2 ** min(failures - 1, 9)) if failures > 0 else DEFAULT_ARI_POLL
+    own = max(SHORTEST_ARI_POLL, min(own, lifetime / 10))
     return own if asked is None else max(own, asked)
 
 
@@ -177,7 +178,7 @@ def still_waits(instant: datetime | None, now: datetime, longest: timedelta = LO
     """Whether a stored instant, None for none, is yet to come.
 
     One further away than the longest wait there is was stored by a clock that was ahead, and is not believed. For the
-    next question about renewal, `longest` is ARI_LONGEST.
+    next question about renewal, `longest` is LONGEST_ARI_POLL.
     """
     return instant is not None and timedelta() < instant - now <= longest
 
