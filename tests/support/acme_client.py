@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, Self
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from acme import client, messages
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from josepy.b64 import b64encode
@@ -27,7 +28,6 @@ from josepy.interfaces import JSONDeSerializable
 from josepy.jwa import ES256
 from josepy.jwk import JWKEC
 
-from sniproxy import bundle
 from tests.support.processes import LOCALHOST, until
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ ACME_IDENTIFIER = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 """id-pe-acmeIdentifier (RFC 8737 section 3)."""
 
 ACME_TLS_1 = "acme-tls/1"
+T = TypeVar("T")
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 _REQUEST_SECONDS = 20
 
 
@@ -96,17 +98,21 @@ class AcmeClient:
         account = messages.NewRegistration(
             contact=tuple(contact), terms_of_service_agreed=True, external_account_binding=binding
         )
-        return str(self.acme.new_account(account).uri)
+        return str(self._retried(lambda: self.acme.new_account(account)).uri)
 
     def post(self, url: str, payload: Mapping[str, Any] | None) -> requests.Response:
         """One signed request, again with another nonce as long as it is badNonce; None is POST-as-GET."""
+        signed = _Json(payload) if payload is not None else None
+        return self._retried(lambda: self.acme._post(url, signed))
+
+    def _retried(self, call: Callable[[], T]) -> T:
         for _ in range(self._retries):
             try:
-                return self.acme._post(url, _Json(payload) if payload is not None else None)
+                return call()
             except messages.Error as error:
                 if error.code != "badNonce":
                     raise
-        raise AssertionError(f"{url}: badNonce {self._retries} times")
+        raise AssertionError(f"badNonce {self._retries} times")
 
     def get(self, url: str) -> dict[str, Any]:
         """An object of the CA, by POST-as-GET."""
@@ -115,8 +121,7 @@ class AcmeClient:
     def new_order(self, names: Iterable[str], **fields: Any) -> tuple[str, dict[str, Any]]:
         """The URL of a new order, and the order. `fields` are more of its fields: `profile`, `replaces`."""
         identifiers = [
-            {"type": "ip" if isinstance(bundle.general_name(name), x509.IPAddress) else "dns", "value": name}
-            for name in names
+            {"type": "ip" if isinstance(general_name(name), x509.IPAddress) else "dns", "value": name} for name in names
         ]
         response = self.post(self.directory["newOrder"], {"identifiers": identifiers, **fields})
         assert response.status_code == 201, response.status_code
@@ -144,9 +149,9 @@ class AcmeClient:
 
         return until(found, f"{url} is {' or '.join(statuses)}")
 
-    def finalize(self, url: str, names: Sequence[str], key: bundle.PrivateKey | None = None) -> str:
+    def finalize(self, url: str, names: Sequence[str], key: PrivateKey | None = None) -> str:
         """The chain of a certificate, as PEM, for an order that is ready."""
-        request = bundle.signing_request(key or bundle.generate_key("ecdsa-p256"), names)
+        request = signing_request(key or new_key(), names)
         self.post(self.get(url)["finalize"], {"csr": b64encode(request).decode()})
         order = self.settled(url, "valid", "invalid")
         assert order["status"] == "valid", order
@@ -158,7 +163,7 @@ class AcmeClient:
         *,
         type: str = "tls-alpn-01",  # noqa: A002  the challenge's own word
         show: Callable[[Asked], object] = lambda asked: None,
-        key: bundle.PrivateKey | None = None,
+        key: PrivateKey | None = None,
         **fields: Any,
     ) -> str:
         """From a new order to a chain in PEM. `show` makes the answer visible before the CA is told to look."""
@@ -180,6 +185,30 @@ class OrderInvalid(Exception):
         challenges = (challenge for found in authorizations for challenge in found["challenges"])
         self.errors = [challenge["error"] for challenge in challenges if "error" in challenge]
         super().__init__(json.dumps(self.errors))
+
+
+def new_key() -> PrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def signing_request(key: PrivateKey, names: Sequence[str]) -> bytes:
+    """A CSR as DER."""
+    alternatives = x509.SubjectAlternativeName(list(map(general_name, names)))
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return builder.add_extension(alternatives, critical=False).sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def names_of(certificate: x509.Certificate) -> tuple[str, ...]:
+    """Its DNS names and addresses, in its own order."""
+    alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return tuple(str(name.value) for name in alternatives)
 
 
 def problem_type(error: messages.Error | ConflictError) -> str:
@@ -207,7 +236,7 @@ def challenge_certificate(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(list(map(bundle.general_name, names))), critical=False)
+        .add_extension(x509.SubjectAlternativeName(list(map(general_name, names))), critical=False)
     )
     if key_authorization is not None:
         digest = b"\x04\x20" + sha256(key_authorization.encode()).digest()
@@ -255,7 +284,7 @@ class TlsAnswers:
 
     def answer(self, asked: Asked) -> None:
         """Shows what tls-alpn-01 wants to see."""
-        name = bundle.general_name(asked.identifier)
+        name = general_name(asked.identifier)
         server_name = name.value.reverse_pointer if isinstance(name, x509.IPAddress) else asked.identifier
         self.show(challenge_certificate([asked.identifier], asked.key_authorization), server_name)
 

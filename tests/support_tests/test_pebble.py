@@ -10,13 +10,13 @@ import pytest
 from acme import messages
 from cryptography import x509
 
-from sniproxy.bundle import Leaf
 from tests.support.acme_client import (
     AcmeClient,
     HttpAnswers,
     OrderInvalid,
     TlsAnswers,
     challenge_certificate,
+    names_of,
     problem_type,
 )
 from tests.support.pebble import AVAILABLE, MISSING, ChallengeDns, Pebble
@@ -79,7 +79,7 @@ class TestPebble:
             show = {"tls-alpn-01": tls.answer, "http-01": http.answer}[challenge]
             chain = client.obtain(["a.test", "b.test"], type=challenge, show=show)
         leaf, *above = x509.load_pem_x509_certificates(chain.encode() + pebble.root().encode())
-        assert Leaf(leaf).names == ("a.test", "b.test")
+        assert names_of(leaf) == ("a.test", "b.test")
         for lower, upper in pairwise([leaf, *above]):
             lower.verify_directly_issued_by(upper)
         assert above[0] == x509.load_pem_x509_certificate(pebble.intermediate().encode())
