@@ -914,7 +914,9 @@ def test_no_content_of_a_file_is_fatal(content: bytes) -> None:
 
 
 texts = st.text(max_size=50)
-times = st.none() | st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1), timezones=st.timezones())  # noqa: DTZ001
+# Not zones with a summer time: of an hour that is there twice, Python says that it equals no other (PEP 495).
+zones = st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(timezone)
+times = st.none() | st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1), timezones=zones)  # noqa: DTZ001
 
 
 @given(st.builds(CertificateState, names=st.lists(texts).map(tuple), last_error=st.none() | texts, issued_at=times))
