@@ -12,6 +12,7 @@
     │   ├── CaUnreachable    no answer that could be used: refused, too slow, too large, not trusted, not ACME
     │   ├── Problem          the CA refused, in words of its own
     │   ├── OrderFailed      the order took its course and ended without a certificate
+    │   │   └── ValidationFailed   because the CA could not validate a name
     │   └── BadCertificate   the CA issued something else than what was ordered
     ├── BundleError          a PEM file is not a key with its certificates
     ├── StoreError           our own files cannot be read or written
@@ -156,6 +157,14 @@ class Problem(AcmeError):
 
 class OrderFailed(AcmeError):
     """The order took its course and ended without a certificate: invalid, expired, never done."""
+
+
+class ValidationFailed(OrderFailed):
+    """The CA could not validate a name. `challenge` is the type of the challenge that failed, "" where none was open."""
+
+    def __init__(self, message: str, *, challenge: str = "") -> None:
+        super().__init__(message)
+        self.challenge = challenge
 
 
 class BadCertificate(AcmeError):

@@ -6,21 +6,23 @@ import resource
 from typing import TYPE_CHECKING
 
 from sniproxy.http.server import MAX_CONNECTIONS
-from sniproxy.policy.routing import Networks, Route, Router, RoutingRules
+from sniproxy.model import Balance, ProxyProtocol
+from sniproxy.policy.routing import RESPONDER, Networks, Route, Router, RoutingRules
 from sniproxy.relay.backend import Backend, BackendSettings, Server
 from sniproxy.relay.engine import RelaySettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from sniproxy.config import Config
+    from sniproxy.model import UnixAddress
 
 RESERVED_DESCRIPTORS = 48
 """Descriptors that connections must leave: listeners, epolls, the log, a certificate being written."""
 
 
-def router(config: Config) -> Router:
-    """The routing table of a configuration."""
+def router(config: Config, challenge: Callable[[str], bool] = lambda _: False) -> Router:
+    """The routing table of a configuration; `challenge` tells whether a validation of ours is pending for a name."""
     proxy = config.proxy
     routes = tuple(
         Route(
@@ -33,7 +35,8 @@ def router(config: Config) -> Router:
         for route in config.routes
     )
     return Router(
-        RoutingRules(routes=routes, default_backend=proxy.default_backend, no_sni=proxy.no_sni, not_tls=proxy.not_tls)
+        RoutingRules(routes=routes, default_backend=proxy.default_backend, no_sni=proxy.no_sni, not_tls=proxy.not_tls),
+        challenge=challenge,
     )
 
 
@@ -53,10 +56,13 @@ def relay_settings(config: Config, descriptors: int) -> RelaySettings:
     )
 
 
-def backends(config: Config, known: Iterable[Server] = ()) -> list[Backend]:
-    """The backends; a server that is among the `known` is taken over, with its counters."""
+def backends(config: Config, known: Iterable[Server] = (), responder: UnixAddress | None = None) -> list[Backend]:
+    """The backends; a server that is among the `known` is taken over, with its counters.
+
+    responder: where validations are answered, which is a backend like any other; None where none are.
+    """
     servers = {(server.backend, server.label): server for server in known}
-    made = []
+    made = [] if responder is None else [_responder(responder)]
     for name, section in config.backends.items():
         settings = BackendSettings(
             name=name, servers=section.servers, proxy_protocol=section.proxy_protocol, balance=section.balance
@@ -68,6 +74,15 @@ def backends(config: Config, known: Iterable[Server] = ()) -> list[Backend]:
             )
         )
     return made
+
+
+def _responder(address: UnixAddress) -> Backend:
+    settings = BackendSettings(
+        name=RESPONDER, servers=(address,), proxy_protocol=ProxyProtocol.OFF, balance=Balance.ROUNDROBIN
+    )
+    server = Server(RESPONDER, address)
+    server.label = "responder"  # its address is another one at each start, and labels last
+    return Backend(settings, [server])
 
 
 def http_connections(descriptors: int) -> int:

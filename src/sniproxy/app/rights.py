@@ -13,6 +13,9 @@ from sniproxy.errors import StartError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from sniproxy.config import Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,34 @@ def drop_privileges(user: str, group: str) -> None:
     os.setresgid(become.gid, become.gid, become.gid)
     if become.uid is not None:
         os.setresuid(become.uid, become.uid, become.uid)
+
+
+def hand_over(path: Path | str, user: str, group: str) -> None:
+    """Gives a file or a directory to whom the program will become. Raises StartError."""
+    become = identity(user, group)
+    if become is not None:
+        os.chown(path, become.uid if become.uid is not None else -1, become.gid, follow_symlinks=False)
+
+
+def make_directories(config: Config) -> None:
+    """Makes the directories of certificates where they are missing, as long as root's rights allow it.
+
+    One that is there is left as it is: whether it can be used is for the store and for deliveries to say, and neither
+    keeps the proxy from starting. Raises StartError.
+    """
+    if not config.certificates or os.geteuid() != 0:
+        return
+    proxy = config.proxy
+    wanted = [(config.acme.state_dir, 0o700)] if config.acme is not None else []
+    wanted += [(config.haproxy.certificate_dir, 0o750)] if config.haproxy is not None else []
+    for directory, mode in wanted:
+        if directory.exists():
+            continue
+        try:
+            directory.mkdir(mode=mode, parents=True)
+        except OSError as error:
+            raise StartError(f"cannot make {directory}: {error.strerror}") from error
+        hand_over(directory, proxy.user, proxy.group)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def check(path: Path, *, as_json: bool) -> None:
     except ConfigError as error:
         _report(error.mistakes, as_json=as_json)
         sys.exit(BAD_CONFIG)
-    found = problems(config, source, running=_is_running(config))
+    found = problems(config, source, running=is_running(config))
     _report(found, as_json=as_json)
     if found:
         sys.exit(FAILED)
@@ -54,7 +54,7 @@ def _report(mistakes: Sequence[Mistake], *, as_json: bool) -> None:
             click.echo(str(mistake), err=True)
 
 
-def _is_running(config: Config) -> bool:
+def is_running(config: Config) -> bool:
     """Whether a proxy answers on this configuration's admin listener: then its addresses are taken by itself."""
     from sniproxy.cli.healthcheck import ask
 

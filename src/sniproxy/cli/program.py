@@ -33,6 +33,8 @@ _COMMANDS = {
     "explain": "sniproxy.cli.explain",
     "healthcheck": "sniproxy.cli.healthcheck",
     "haproxy-config": "sniproxy.cli.haproxy_config",
+    "certs": "sniproxy.cli.certs",
+    "renew": "sniproxy.cli.renew",
     "demo": "sniproxy.cli.demo",
 }
 
@@ -105,14 +107,15 @@ def run(path: Path, event_loop: str) -> None:
         return await Proxy(config, path).run()
 
     try:
-        with asyncio.Runner(loop_factory=_loop_factory(event_loop)) as runner:
+        with asyncio.Runner(loop_factory=loop_factory(event_loop)) as runner:
             status = runner.run(serve())
     except SniproxyError as error:
         fail(error)
     sys.exit(status)
 
 
-def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+def loop_factory(name: str = "uvloop") -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes the event loop: uvloop, or plain asyncio."""
     if name == "asyncio":
         return asyncio.new_event_loop
     import uvloop

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from sniproxy.model import HistogramSnapshot, RelaySnapshot
+    from sniproxy.model import CertificateCounts, CertificateStatus, HistogramSnapshot, RelaySnapshot
 
 
 _RELAYED, _UNREACHABLE = Outcome.RELAYED, Outcome.BACKEND_UNREACHABLE
@@ -100,6 +100,51 @@ def _histogram(name: str, text: str, values: HistogramSnapshot) -> HistogramMetr
     return HistogramMetricFamily(f"sniproxy_{name}_seconds", text, buckets=buckets, sum_value=values.total)
 
 
+class CertificateCollector(Collector):
+    """The metrics of certificates and challenges."""
+
+    def __init__(self, statuses: Callable[[], Iterable[CertificateStatus]], counts: CertificateCounts) -> None:
+        self._statuses = statuses
+        self._counts = counts
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not ask for anything."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """All families. A certificate that is not there yet has no dates, and is not deployed."""
+        not_after = _of_certificates("not_after_timestamp_seconds", "When the certificate is over.")
+        renew_at = _of_certificates("renew_at_timestamp_seconds", "When the next one is ordered.")
+        deployed = _of_certificates("deployed", "1 while the newest certificate is in HAProxy and seen to be served.")
+        renewals = CounterMetricFamily(
+            "sniproxy_certificate_renewals",
+            "Attempts to obtain a certificate, by how they ended.",
+            labels=("certificate", "result"),
+        )
+        for status in self._statuses():
+            labels = (status.name,)
+            if status.not_after is not None:
+                not_after.add_metric(labels, status.not_after.timestamp())
+            if status.renew_at is not None:
+                renew_at.add_metric(labels, status.renew_at.timestamp())
+            deployed.add_metric(labels, status.deployed)
+            for result in ("success", "failure"):
+                renewals.add_metric((status.name, result), self._counts.renewals.get((status.name, result), 0))
+        yield from (not_after, renew_at, deployed, renewals)
+        challenges = CounterMetricFamily(
+            "sniproxy_challenges",
+            "Challenges that are over, by what the CA said; error where it never came to that.",
+            labels=("type", "result"),
+        )
+        for (kind, result), count in sorted(self._counts.challenges.items()):
+            challenges.add_metric((kind, result), count)
+        yield challenges
+
+
+def _of_certificates(name: str, text: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"sniproxy_certificate_{name}", text, labels=("certificate",))
+
+
 @dataclass(slots=True)
 class ReloadCounts:
     """How reloads went. `last_success` is true until one fails: what runs is then what the file said."""
@@ -134,8 +179,16 @@ class _Reloads(Collector):
 class Metrics:
     """All metrics of one process, on a registry of their own."""
 
-    def __init__(self, snapshot: Callable[[], RelaySnapshot], reloads: ReloadCounts, version: str) -> None:
+    def __init__(
+        self,
+        snapshot: Callable[[], RelaySnapshot],
+        reloads: ReloadCounts,
+        version: str,
+        certificates: CertificateCollector | None = None,
+    ) -> None:
         self._registry = CollectorRegistry()
+        if certificates is not None:
+            self._registry.register(certificates)
         self._registry.register(RelayCollector(snapshot))
         self._registry.register(_Reloads(reloads))
         self._registry.register(_BuildInfo(version))
