@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import pytest
 
+from sniproxy.config.load import parse
+from sniproxy.errors import ConfigError
 from sniproxy.model import Outcome
-from sniproxy.policy.routing import ACME_TLS_1, REJECT, Decision, Router, RoutingRules
+from sniproxy.policy.routing import ACME_TLS_1, REJECT, RESPONDER, Decision, Router, RoutingRules
 from sniproxy.wire.client_hello import parse_client_hello
 from sniproxy.wire.tls import AlertDescription
 from tests.support import hellos
@@ -34,11 +38,33 @@ def test_a_pending_validation_goes_to_the_responder() -> None:
     )
 
 
-def test_a_validation_of_an_address_goes_to_the_responder() -> None:
-    """RFC 8738 section 6: the name is the address below in-addr.arpa or ip6.arpa."""
-    asked = Asked("1.2.0.192.in-addr.arpa")
+def test_the_responder_has_a_name_that_no_backend_can_have() -> None:
+    """HAProxy calls its internal proxies so: <HTTPCLIENT>, <OCSP-UPDATE>."""
+    decider = Router(RoutingRules(default_backend="haproxy"), challenge=Asked("example.com"))
+    assert chosen(decider, "example.com", *ACME_TLS_1) == RESPONDER
 
-    assert router(challenge=asked).tls("1.2.0.192.in-addr.arpa", ACME_TLS_1, CLIENT).outcome is Outcome.CHALLENGE
+    with pytest.raises(ConfigError, match="cannot name a backend"):
+        parse(f'[backends."{RESPONDER}"]\nservers = ["127.0.0.1:1"]\n', file="x")
+
+
+@pytest.mark.parametrize("dot", ["", "."])
+@pytest.mark.parametrize("address", ["192.0.2.7", "255.255.255.255", "2001:db8::1", "::"])
+def test_a_validation_of_an_address_goes_to_the_responder(address: str, dot: str) -> None:
+    """RFC 8738 section 6: the name is the address below in-addr.arpa or ip6.arpa; Go's ReverseAddr ends it in a dot."""
+    name = ip_address(address).reverse_pointer
+    sent = hellos.client_hello(hellos.server_name(name + dot), hellos.alpn(*ACME_TLS_1))
+    hello = parse_client_hello(sent)
+    assert hello.host_name == name
+
+    assert router(challenge=Asked(name)).tls(hello.host_name, hello.alpn, CLIENT).outcome is Outcome.CHALLENGE
+    assert router(challenge=Asked("7.0.0.0")).tls(hello.host_name, hello.alpn, CLIENT).backend == "fallback"
+
+
+def test_a_pending_address_is_answered_to_validations_only() -> None:
+    """RFC 8737 section 3: without the protocol it is a name like any other."""
+    name = ip_address("192.0.2.7").reverse_pointer
+
+    assert chosen(router(to(name), challenge=Asked(name)), name, b"h2") == name
 
 
 def test_a_validation_that_is_not_ours_follows_its_name() -> None:
@@ -63,10 +89,12 @@ def test_a_pending_validation_goes_before_a_route_for_its_protocol() -> None:
 
 def test_a_validation_comes_from_anywhere() -> None:
     """Let's Encrypt, "Multi-Perspective Validation": a CA's addresses are not announced, so no allow list may apply."""
-    decider = router(to("example.com", allow=networks("198.51.100.0/24")), challenge=Asked("example.com"))
+    refusals = ({"allow": networks("198.51.100.0/24")}, {"deny": networks("0.0.0.0/0")})
+    for refusal in refusals:
+        decider = router(to("example.com", **refusal), challenge=Asked("example.com"))
 
-    assert chosen(decider, "example.com", *ACME_TLS_1) == "acme"
-    assert chosen(decider, "example.com", b"h2") is None
+        assert chosen(decider, "example.com", *ACME_TLS_1) == "acme"
+        assert chosen(decider, "example.com", b"h2") is None
 
 
 @pytest.mark.parametrize(

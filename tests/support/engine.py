@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import sniproxy.relay.connection
 import sniproxy.relay.engine
 from sniproxy.model import Balance, Outcome, ProxyProtocol, TcpAddress, UnixAddress
-from sniproxy.policy.routing import REJECT, Router, RoutingRules
+from sniproxy.policy.routing import REJECT, RESPONDER, Router, RoutingRules
 from sniproxy.relay.backend import Backend, BackendSettings, Server
 from sniproxy.relay.engine import Engine, RelaySettings, Reports
 from sniproxy.relay.listener import Listener, bind
@@ -173,8 +173,8 @@ class Clock:
 class WatchedEngine(Engine):
     """Counts its turns and tells when each is over."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.turns = 0
         self.waiters: list[tuple[Callable[[], object], asyncio.Future[None]]] = []
 
@@ -305,14 +305,15 @@ class Relay:
         no_sni: str = "default",
         not_tls: str = REJECT,
         challenge: Callable[[str], bool] = lambda _: False,
+        validation_pending: Callable[[], bool] = lambda: False,
         proxy_protocol: ProxyProtocol = ProxyProtocol.OFF,
         balance: Balance = Balance.ROUNDROBIN,
         listen: Address | None = None,
         **settings: Any,
     ) -> None:
-        """Listens, with these servers behind the one backend, which is named haproxy; `acme` has the same ones."""
+        """Listens, with these servers behind the one backend, which is named haproxy, and behind RESPONDER."""
         addresses = [server.address if isinstance(server, ScriptedServer) else server for server in servers]
-        backends = [self.backend(name, addresses, proxy_protocol, balance) for name in ("haproxy", "acme")]
+        backends = [self.backend(name, addresses, proxy_protocol, balance) for name in ("haproxy", RESPONDER)]
         self.router = Router(
             RoutingRules(routes=tuple(routes), default_backend=default_backend, no_sni=no_sni, not_tls=not_tls),
             challenge=challenge,
@@ -320,7 +321,9 @@ class Relay:
         self.listener = bind(listen or TcpAddress("127.0.0.1", 0))
         reports = Reports(closed=self._on_closed, warning=self.warnings.append, bug=self.bugs.append)
         loop = self.runner.get_loop()
-        self.engine = WatchedEngine(loop, RelaySettings(**settings), self.router, backends, reports)
+        self.engine = WatchedEngine(
+            loop, RelaySettings(**settings), self.router, backends, reports, validation_pending=validation_pending
+        )
         self.all_backends = list(backends)
         self.engine.listen([self.listener])
         self.started = True
@@ -455,6 +458,7 @@ class Relay:
         assert snapshot.accepted == sum(snapshot.outcomes.values()) == len(self.closed)
         assert engine.held == 0
         assert not engine.wheel
+        assert not engine.tolerated
         assert not engine._handlers
         for backend in {*self.all_backends, *engine.backends.values()}:
             assert backend.active == 0

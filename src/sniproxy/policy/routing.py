@@ -36,6 +36,10 @@ ACME_INVALID: Final = ".acme.invalid"
 REJECT: Final = "reject"
 """What stands in the place of a backend's name to refuse a connection."""
 
+RESPONDER: Final = "<ACME>"
+"""The backend that answers our validations. No name in a configuration has angle brackets; HAProxy writes those of its
+internal proxies so."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
@@ -145,7 +149,7 @@ class Router:
     """
 
     def __init__(
-        self, rules: RoutingRules, *, challenge: Callable[[str], bool] = lambda _: False, responder: str = "acme"
+        self, rules: RoutingRules, *, challenge: Callable[[str], bool] = lambda _: False, responder: str = RESPONDER
     ) -> None:
         self._exact: dict[str, _Candidates] = {}
         self._one_label: dict[str, _Candidates] = {}

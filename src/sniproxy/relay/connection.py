@@ -46,12 +46,18 @@ kernel send a reset that overtakes the alert (RFC 1122 section 4.2.2.13)."""
 DESCRIPTOR_SECONDS = 1.0
 """How long a client waits for a descriptor with which to dial its server: twice as long as accepting rests."""
 
+CHALLENGE_SECONDS = 5.0
+"""For a validation, from the decision to the end, whatever it sends: no idle timeout ends who never stops (Traefik,
+CVE-2026-22045). The responder takes three at the most; Let's Encrypt's validators give up after ten."""
+
 _SEND = MSG_DONTWAIT | MSG_NOSIGNAL
 # On Python 3.11 a member of an enum costs a function call each time it is asked for.
-_RELAYED, _OFF, _V1 = Outcome.RELAYED, ProxyProtocol.OFF, ProxyProtocol.V1
+_RELAYED, _CHALLENGE = Outcome.RELAYED, Outcome.CHALLENGE
+_OFF, _V1 = ProxyProtocol.OFF, ProxyProtocol.V1
 _CLOSING = select.EPOLLRDHUP | select.EPOLLHUP
 _RESET_ON_CLOSE = pack("ii", 1, 0)
 _UNKNOWN: Endpoint = ("unix", 0)
+_TOO_MANY = "more connections than one client may have"
 
 
 class Connection:
@@ -143,12 +149,15 @@ class Connection:
         engine.watch(self.client, self._on_client_bytes)
 
     def _admit(self) -> bool:
-        """Counts the client against its limits; False when the connection is over for that."""
+        """Counts the client against its limits; False when the connection is over for that.
+
+        One too many that may be a validation is heard, and not counted.
+        """
         admission = self.engine.admission
         if admission.limits and self._remote is not None:
             self.admitted = admission.admit(self.address[0], self.engine.now)
-            if not self.admitted:
-                self._finish(Outcome.LIMITED, "PR", "more connections than one client may have")
+            if not (self.admitted or self.engine.tolerate(self)):
+                self._finish(Outcome.LIMITED, "PR", _TOO_MANY)
         return not self.over
 
     # ------------------------------------------------------------------ inspect
@@ -228,6 +237,9 @@ class Connection:
 
     def _decided(self, decision: Decision, raw: bytes) -> None:
         engine = self.engine
+        if engine.tolerated and decision.outcome is not _CHALLENGE and self in engine.tolerated:
+            self._finish(Outcome.LIMITED, "PR", _TOO_MANY)
+            return
         self._reader = None
         self._decision = decision
         self._inspected_at = engine.now
@@ -322,12 +334,15 @@ class Connection:
             self.engine.watch(self.server, self._on_connect_event, writable=True)
             return True
         if status == EAGAIN and server.family == AF_UNIX:
-            self._busy_until = self._inspected_at + self.engine.settings.connect_timeout  # its backlog is full
+            self._busy_until = self.engine.now + self._connect_seconds_left()  # its backlog is full
         self._drop_server(connect_error(status))
         return False
 
     def _connect_seconds_left(self) -> float:
-        return max(self._inspected_at + self.engine.settings.connect_timeout - self.engine.now, 0.0)
+        limit = self.engine.settings.connect_timeout
+        if self._expected() is _CHALLENGE:
+            limit = min(limit, CHALLENGE_SECONDS - LINGER_SECONDS)
+        return max(self._inspected_at + limit - self.engine.now, 0.0)
 
     def _on_connect_event(self, events: int) -> None:
         server = self.server
@@ -372,9 +387,10 @@ class Connection:
 
     def _connected(self) -> None:
         """PROXY header and all that the client has sent go out in one write; from then on it is a relay."""
-        engine, client, server = self.engine, self.client, self.server
+        engine, client, server, decision = self.engine, self.client, self.server, self._decision
         assert server is not None
         assert self._server is not None
+        assert decision is not None
         try:
             sent = server.sock.send(self._first, _SEND)
         except BlockingIOError:
@@ -388,7 +404,10 @@ class Connection:
         self.touched = self._connected_at = time.monotonic()
         engine.statistics.connect.observe(self._connected_at - self._inspected_at)
         client.other, server.other = server, client
-        self._wait(engine.settings.idle_timeout, self._on_idle)
+        if decision.outcome is _CHALLENGE:
+            self._wait(self._inspected_at + CHALLENGE_SECONDS - engine.now, self._on_idle)
+        else:
+            self._wait(engine.settings.idle_timeout, self._on_idle)
         engine.watch_again(client, client.on_event)
         if server.announced:
             engine.watch_again(server, server.on_event)
@@ -401,7 +420,7 @@ class Connection:
 
     def on_half_closed(self) -> None:
         """One side has sent its last byte: from now on the shorter of the two idle timeouts counts."""
-        if not self.over:
+        if not self.over and self._expected() is not _CHALLENGE:
             self._wait(self.engine.settings.half_close_timeout, self._on_idle)
 
     def on_shut(self) -> None:
@@ -425,7 +444,7 @@ class Connection:
         assert server is not None
         if self.client.has_everything():
             self.on_reset(server)
-        elif self.touched + self.engine.settings.half_close_timeout > self.engine.now:
+        elif self._idle_at(self.engine.settings.half_close_timeout) > self.engine.now:
             self._wait(0.0, self.on_gone)
         else:
             self._on_idle()
@@ -434,13 +453,22 @@ class Connection:
         server = self.server
         half_closed = self.client.ended or (server is not None and server.ended)
         settings = self.engine.settings
-        limit = settings.half_close_timeout if half_closed else settings.idle_timeout
-        if self.touched + limit > self.engine.now:
-            self._wait(self.touched + limit - self.engine.now, self._on_idle)
+        idle_at = self._idle_at(settings.half_close_timeout if half_closed else settings.idle_timeout)
+        if idle_at > self.engine.now:
+            self._wait(idle_at - self.engine.now, self._on_idle)
+            return
+        if self._expected() is _CHALLENGE:
+            self._finish(_CHALLENGE, "cD", f"a validation that did not end within {CHALLENGE_SECONDS:g} s")
             return
         # Bytes that wait for the server make it the one that does not answer.
         stuck = server is not None and server.waiting is not None
         self._finish(self._expected(), "sD" if stuck else "cD", "idle")
+
+    def _idle_at(self, limit: float) -> float:
+        """When it has been idle for too long if nothing moves any more; for a validation, whatever moves."""
+        if self._expected() is _CHALLENGE:
+            return self._inspected_at + CHALLENGE_SECONDS
+        return self.touched + limit
 
     def _expected(self) -> Outcome:
         return self._decision.outcome if self._decision is not None else _RELAYED

@@ -46,6 +46,10 @@ TURNS_UNTIL_MORE = 8
 BUFFER_BYTES = 128 * 1024
 """Bytes read at once while memory is plenty. Half of what one stalled reader may cost."""
 
+MAX_TOLERATED = 64
+"""Connections over their client's limit that are heard all the same, at once: as many as a CA's validators open, and
+few enough that a client gains nothing by it."""
+
 PAUSE_SECONDS = 0.5
 """How long accepting rests when the kernel is out of descriptors or memory: long enough not to spin, short enough that
 nobody's SYN is repeated more than once."""
@@ -100,7 +104,11 @@ class Reports:
 
 
 class Engine:
-    """All connections of one process. Made and used within one event loop; `close` when done."""
+    """All connections of one process. Made and used within one event loop; `close` when done.
+
+    validation_pending: whether a CA may connect now to validate a name. Nobody knows from where, so while it may, a
+    client over its limit is heard, and refused only when its hello turns out to be no validation.
+    """
 
     def __init__(
         self,
@@ -109,6 +117,8 @@ class Engine:
         router: Router,
         backends: Iterable[Backend],
         reports: Reports,
+        *,
+        validation_pending: Callable[[], bool] = lambda: False,
     ) -> None:
         self.settings = settings
         self.router = router
@@ -118,6 +128,7 @@ class Engine:
         )
         self.statistics = Statistics()
         self.live: set[Connection] = set()
+        self.tolerated: set[Connection] = set()  # those over their client's limit
         self.wheel: Wheel[Connection] = Wheel()
         self.now: float = time.monotonic()
         self.held = 0  # bytes read that nobody has taken yet, of all connections
@@ -127,6 +138,7 @@ class Engine:
         self.id_prefix = f"{token_hex(6)}-"
         self._loop = loop
         self._reports = reports
+        self._validation_pending = validation_pending
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._fresh: set[int] = set()
@@ -184,6 +196,13 @@ class Engine:
         networks = self.settings.accept_proxy_from
         return bool(networks) and address in networks
 
+    def tolerate(self, connection: Connection) -> bool:
+        """Whether a connection over its client's limit is heard, as it may be a validation."""
+        if len(self.tolerated) >= MAX_TOLERATED or not self._validation_pending():
+            return False
+        self.tolerated.add(connection)
+        return True
+
     def closed(self, connection: Connection) -> None:
         """A connection is over: count it and tell of it, while its sockets are still there to be asked."""
         try:
@@ -195,6 +214,8 @@ class Engine:
         self.wheel.discard(connection)
         if connection.admitted:
             self.admission.leave(connection.address[0])
+        elif self.tolerated:
+            self.tolerated.discard(connection)
         self.statistics.close(
             connection.outcome,
             connection.backend_label,
