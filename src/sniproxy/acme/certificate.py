@@ -137,6 +137,14 @@ class ManagedCertificate:
                 self._after_bug = self._means.now() + AFTER_A_BUG
             await self._until_next()
 
+    async def look(self) -> None:
+        """Reads what is on disk, so that `status` has it; what cannot be read is for `keep` to tell of."""
+        try:
+            async with self._busy:
+                await self._read()
+        except (StoreError, OSError):
+            pass
+
     async def _until_next(self) -> None:
         self._wake.clear()
         now = self._means.now()

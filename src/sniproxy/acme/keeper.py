@@ -28,6 +28,11 @@ class Keeper:
     def __init__(self, wanted: Iterable[Wanted], means: Means) -> None:
         self.certificates = {each.name: ManagedCertificate(each, means) for each in wanted}
 
+    async def look(self) -> None:
+        """Reads what is on disk of each of them, so that `statuses` has it before `run` has begun."""
+        for certificate in self.certificates.values():
+            await certificate.look()
+
     async def run(self) -> None:
         """Keeps all of them, until cancelled."""
         async with asyncio.TaskGroup() as tasks:

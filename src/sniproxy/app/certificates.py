@@ -189,7 +189,9 @@ class Certificates:
             if new is None:
                 return
             self._means = means = self._means_for(new)
-            self._keeper = Keeper(new.wanted, means)
+            keeper = Keeper(new.wanted, means)
+            await keeper.look()  # or it would seem, for a moment, that there are none
+            self._keeper = keeper
             for kind in {kind for each in new.wanted for kind in each.challenges}:
                 for result in ("valid", "invalid", "error"):
                     self.counts.challenges.setdefault((kind, result), 0)
