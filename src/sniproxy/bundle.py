@@ -230,13 +230,13 @@ class Bundle:
         return cls(load_key(keys[0]), tuple(certificates))
 
 
-def read_certificates(content: bytes) -> tuple[x509.Certificate, ...]:
+def read_certificates(content: bytes, max_bytes: int = MAX_PEM_BYTES) -> tuple[x509.Certificate, ...]:
     """The certificates of PEM text in its order; keys and other text are passed over. Or the one of a DER file.
 
     Raises BundleError.
     """
-    if len(content) > MAX_PEM_BYTES:
-        raise BundleError(f"the file has more than {MAX_PEM_BYTES} bytes")
+    if len(content) > max_bytes:
+        raise BundleError(f"the file has more than {max_bytes} bytes")
     if content[:1] == _SEQUENCE and b"-----BEGIN " not in content:
         return (_certificate(content, x509.load_der_x509_certificate),)
     found = tuple(_certificate(block[0]) for block in _blocks(content) if block[1] in _CERTIFICATE)
