@@ -35,6 +35,7 @@ _COMMANDS = {
     "haproxy-config": "sniproxy.cli.haproxy_config",
     "certs": "sniproxy.cli.certs",
     "renew": "sniproxy.cli.renew",
+    "import-certbot": "sniproxy.cli.import_certbot",
     "demo": "sniproxy.cli.demo",
 }
 
