@@ -465,6 +465,51 @@ def test_renew_without_a_proxy_does_it_itself(site: Site) -> None:
     assert f"{bundle[0].serial_number:x}" in row["status"]["serial"]
 
 
+def test_a_revoked_certificate_is_replaced_first(site: Site) -> None:
+    """RFC 8555 section 7.6; nobody is served a revoked certificate."""
+    site.start()
+    old = site.await_deployed()["serial"]
+    done = site.command("revoke", NAMES[0], "--reason", "keyCompromise", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["result"], result["revoked"]) == ("renewed", old)
+    assert site.served_serial() == result["status"]["serial"] != old
+    assert site.pebble.status(int(old, 16)) == "Revoked"
+    assert site.pebble.status(int(result["status"]["serial"], 16)) == "Valid"
+
+
+def test_nothing_is_revoked_while_there_is_no_other(site: Site) -> None:
+    site.start()
+    old = site.await_deployed()["serial"]
+    site.haproxy.kill()
+    done = site.command("revoke", NAMES[0], "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["revoked"] is None
+    assert site.pebble.status(int(old, 16)) == "Valid"
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["proxy runs", "no proxy"])
+def test_an_account_gets_a_new_key(site: Site, *, running: bool) -> None:
+    """RFC 8555 section 7.3.5: the URL stays, and orders go on."""
+    site.start()
+    site.await_deployed()
+    if not running:
+        assert site.sniproxy.stop() == 0
+    (key,) = (site.state / "accounts").glob("*/key.pem")
+    before = key.read_bytes()
+    shown = json.loads(site.command("account", "--json").stdout)
+    assert shown["directory"] == site.pebble.directory_url
+    assert key.read_bytes() == before
+    done = site.command("account", "--roll-over", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == shown
+    assert key.read_bytes() != before
+    if not running:
+        site.start_sniproxy(name="again")
+    (result,) = site.renew(force=True)
+    assert result["result"] == "renewed", result["error"]
+
+
 def test_a_dry_run_keeps_nothing(site: Site) -> None:
     """Contract section 1: `--dry-run` keeps nothing."""
     site.start()

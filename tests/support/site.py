@@ -54,7 +54,9 @@ class Site:
 
     def __post_init__(self) -> None:
         self.directory = self.programs.directory
+        self.host = LOCALHOST
         self.port, self.http_port, self.admin_port = free_port(), free_port(), free_port()
+        self.directory_url, self.ca_file = "", ""  # of another CA than Pebble
         self.certificates = self.directory / "certs"
         self.certificates.mkdir()
         self.state = self.directory / "state"
@@ -100,14 +102,14 @@ class Site:
         self.start_haproxy()
         return self
 
-    def configuration(self, directory_url: str = "", ca_file: Path | str = "") -> str:
+    def configuration(self) -> str:
         settings = self.settings
         quoted = ", ".join(f'"{name}"' for name in NAMES)
         certificates = settings.get("certificates", f"[[certificates]]\nnames = [{quoted}]\n")
-        http = f'[http]\nlisten = ["{LOCALHOST}:{self.http_port}"]\n' if self.http else ""
+        http = f'[http]\nlisten = ["{self.host}:{self.http_port}"]\n' if self.http else ""
         return f"""\
 [proxy]
-listen = ["{LOCALHOST}:{self.port}"]
+listen = ["{self.host}:{self.port}"]
 {settings.get("proxy", "")}
 [backends.haproxy]
 servers = ["unix:{self.socket}"]
@@ -117,8 +119,8 @@ servers = ["unix:{self.socket}"]
 listen = "{LOCALHOST}:{self.admin_port}"
 control_socket = "{self.control}"
 [acme]
-directory = "{directory_url or self.pebble.directory_url}"
-ca_file = "{ca_file or self.pebble.ca_file}"
+directory = "{self.directory_url or self.pebble.directory_url}"
+ca_file = "{self.ca_file if self.directory_url else self.pebble.ca_file}"
 email = "admin@example.test"
 agree_to_terms = true
 state_dir = "{self.state}"
@@ -180,7 +182,7 @@ level = "debug"
         """The certificate that a client gets, whoever signed it."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        with connected(LOCALHOST, self.port) as plain, context.wrap_socket(plain, server_hostname=name) as tls:
+        with connected(self.host, self.port) as plain, context.wrap_socket(plain, server_hostname=name) as tls:
             der = tls.getpeercert(binary_form=True)
         assert der is not None
         return x509.load_der_x509_certificate(der)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any
@@ -64,8 +64,11 @@ class Plan:
     hook_seconds: float
 
 
-def plan(config: Config) -> Plan | None:
-    """The plan of a configuration; None where it asks for no certificates."""
+def plan(config: Config, *, http_01: bool | None = None) -> Plan | None:
+    """The plan of a configuration; None where it asks for no certificates.
+
+    http_01: whether port 80 answers; None for what the configuration says.
+    """
     acme = config.acme
     if acme is None or not config.certificates:
         return None
@@ -81,7 +84,7 @@ def plan(config: Config) -> Plan | None:
         state_dir=acme.state_dir,
         account=account,
         rehearsals=_rehearsals(config, account),
-        wanted=wanted(config),
+        wanted=wanted(config, http_01=config.http is not None if http_01 is None else http_01),
         delivery=delivery_settings(config),
         on_renewed=config.hooks.on_renewed,
         on_failed=config.hooks.on_failed,
@@ -101,7 +104,7 @@ def _rehearsals(config: Config, account: AccountSettings) -> AccountSettings:
     )
 
 
-def wanted(config: Config) -> tuple[Wanted, ...]:
+def wanted(config: Config, *, http_01: bool) -> tuple[Wanted, ...]:
     """The certificates of a configuration, each with the challenges that it can answer."""
     assert config.acme is not None
     return tuple(
@@ -109,7 +112,7 @@ def wanted(config: Config) -> tuple[Wanted, ...]:
             name=certificate.name,
             names=certificate.names,
             key_type=certificate.key_type,
-            challenges=tuple(kind for kind in certificate.challenges if kind != "http-01" or config.http is not None),
+            challenges=tuple(kind for kind in certificate.challenges if kind != "http-01" or http_01),
             profile=certificate.profile,
             preferred_chain=config.acme.preferred_chain,
         )
@@ -150,7 +153,9 @@ def stored_statuses(config: Config) -> list[CertificateStatus]:
     for each in this.wanted:
         files = store.certificate(each.name)
         bundle, broken = current(files)
-        found.append(status(each, bundle, files.state(), this.account.directory, utc_now(), broken=broken))
+        seen = status(each, bundle, files.state(), this.account.directory, utc_now(), broken=broken)
+        # Where it stays in the store, that is where it belongs.
+        found.append(seen if this.delivery is not None else replace(seen, deployed=bundle is not None))
     return found
 
 
@@ -224,13 +229,7 @@ class Certificates:
         Each has `name`, `result` ("renewed", "not_due", "failed", "not_deployed", "rehearsed"), `error` and `status`.
         Raises UnknownCertificate, StoreError.
         """
-        keeper = self._keeper
-        if keeper is None:
-            raise UnknownCertificate("no certificates are configured")
-        unknown = [name for name in names if name not in keeper.certificates]
-        if unknown:
-            known = ", ".join(keeper.certificates)
-            raise UnknownCertificate(f"there is no certificate called {', '.join(unknown)}; there is {known}")
+        keeper = self._checked(*names)
 
         def step(name: str, text: str) -> None:
             tell({"certificate": name, "text": text})
@@ -271,6 +270,53 @@ class Certificates:
             if not same:
                 await account.close()
         return results
+
+    async def revoke(self, name: str, reason: int, *, tell: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+        """Replaces a certificate by a new one, and revokes the old one once the new one is served.
+
+        reason: of RFC 5280 section 5.3.1; CAs take 0, 1 (keyCompromise), 4 (superseded) and 5 (cessationOfOperation).
+        Returns what came of the renewal, as `renew` has it, with `revoked`: the serial number, or null where the
+        renewal failed. Raises UnknownCertificate, AcmeError, StoreError.
+        """
+        self._checked(name)
+        assert self._means is not None
+        means = self._means
+        old = await asyncio.to_thread(means.store.certificate(name).current)
+        if old is None:
+            raise UnknownCertificate(f"there is no certificate {name} yet, and so nothing to revoke")
+        (result,) = await self.renew([name], force=True, dry_run=False, tell=tell)
+        revoked = None
+        if result["result"] == "renewed":
+            client = await means.account.client()
+            await client.revoke(old.leaf.certificate, reason)
+            revoked = old.leaf.serial
+            log.warning("certificate %s: revoked serial %s", name, revoked)
+        return {**result, "revoked": revoked}
+
+    async def account(self, *, roll_over: bool) -> dict[str, Any]:
+        """The account: `directory` and `url`; with `roll_over`, after it was given a new key.
+
+        Raises UnknownCertificate where there is none, AcmeError, StoreError.
+        """
+        self._checked()
+        assert self._means is not None
+        account = self._means.account
+        if roll_over:
+            await account.roll_over()
+            log.warning("the account at %s has a new key", account.settings.directory)
+        client = await account.client()
+        return {"directory": account.settings.directory, "url": client.account_url}
+
+    def _checked(self, *names: str) -> Keeper:
+        """The keeper, which has certificates of these names."""
+        keeper = self._keeper
+        if keeper is None:
+            raise UnknownCertificate("no certificates are configured")
+        unknown = [name for name in names if name not in keeper.certificates]
+        if unknown:
+            known = ", ".join(keeper.certificates)
+            raise UnknownCertificate(f"there is no certificate called {', '.join(unknown)}; there is {known}")
+        return keeper
 
     def probe(self, kind: str, identifier: str) -> str:
         """Answers a challenge of our own making for a while, so that the way to it can be tried from outside.

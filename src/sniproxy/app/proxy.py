@@ -186,6 +186,8 @@ class Proxy:
             "certificates": self._on_certificates,
             "reload": self._on_reload,
             "probe": self._on_probe,
+            "revoke": self._on_revoke,
+            "account": self._on_account,
         }
         self._control = ControlServer(commands, _report_bug)
         await self._control.listen(control)
@@ -201,7 +203,8 @@ class Proxy:
         if self._certificates is not None:
             from sniproxy.app.certificates import plan  # noqa: PLC0415
 
-            await self._certificates.take(plan(config), keep=keep)
+            # Port 80 is what it was at the start, and answers http-01 or does not.
+            await self._certificates.take(plan(config, http_01=self._public is not None), keep=keep)
 
     def _is_pending(self, name: str) -> bool:
         return self._certificates is not None and self._certificates.responder.is_pending(name)
@@ -348,6 +351,17 @@ class Proxy:
 
     async def _on_certificates(self, _request: Mapping[str, Any], _step: Step) -> Any:
         return [as_json(status) for status in self._statuses()]
+
+    async def _on_revoke(self, request: Mapping[str, Any], step: Step) -> Any:
+        name, reason = request.get("name"), request.get("reason", 0)
+        if not (self._certificates is not None and isinstance(name, str) and isinstance(reason, int)):
+            raise ControlError("revoking needs certificates, a name, and a reason's number")
+        return await self._certificates.revoke(name, reason, tell=step)
+
+    async def _on_account(self, request: Mapping[str, Any], _step: Step) -> Any:
+        if self._certificates is None:
+            raise ControlError("the running proxy has no certificates, and so no account")
+        return await self._certificates.account(roll_over=bool(request.get("roll_over")))
 
     async def _on_probe(self, request: Mapping[str, Any], _step: Step) -> Any:
         kind, identifier = request.get("type"), request.get("identifier")

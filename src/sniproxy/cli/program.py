@@ -35,6 +35,8 @@ _COMMANDS = {
     "haproxy-config": "sniproxy.cli.haproxy_config",
     "certs": "sniproxy.cli.certs",
     "renew": "sniproxy.cli.renew",
+    "revoke": "sniproxy.cli.revoke",
+    "account": "sniproxy.cli.account",
     "import-certbot": "sniproxy.cli.import_certbot",
     "demo": "sniproxy.cli.demo",
 }
