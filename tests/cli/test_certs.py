@@ -117,6 +117,15 @@ def test_json_has_these_keys(sniproxy, managed, store):
     }
 
 
+def test_one_that_stays_in_the_store_is_where_it_belongs(sniproxy, managed, store):
+    """Config, haproxy: without the section nothing is deployed, and nothing is missing."""
+    store("www.example.com", deployed=False)
+    path = managed(["www.example.com"])
+    path.write_text(re.sub(r"\[haproxy\]\ncertificate_dir = .*\n", "", path.read_text()))
+
+    assert json.loads(sniproxy("certs", "-c", path, "--json").stdout)[0]["deployed"] is True
+
+
 def test_json_of_a_certificate_that_is_not_there_yet(sniproxy, managed):
     """Contract: null where there is none."""
     (row,) = json.loads(sniproxy("certs", "-c", managed(["www.example.com"]), "--json").stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pwd
@@ -12,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from sniproxy.acme.account import Account, AccountSettings
+from sniproxy.acme.client import Client
 from sniproxy.acme.store import Store
 from sniproxy.bundle import generate_key
 from tests.support.certbot import CertbotTree, snapshot, utc_now
 from tests.support.origins import NamedServer
+from tests.support.pebble import AVAILABLE, MISSING, ChallengeDns, Pebble
 from tests.support.processes import LOCALHOST, free_port
 
 DAY = timedelta(days=1)
@@ -68,6 +72,42 @@ def test_all_of_it(sniproxy, tree, config, directory):
     assert second.startswith("example.com: taken over from example.com: serial ")
     assert third.startswith("certbot still renews them: stop that")
     assert stored(directory, "example.com").pem == bundle.pem
+
+
+@pytest.mark.skipif(not AVAILABLE, reason=MISSING)
+@pytest.mark.parametrize("key_type", ["rsa-2048", "ecdsa-p256"])
+def test_the_ca_knows_the_account(sniproxy, tree, directory, programs, key_type):
+    """A real CA takes orders signed with the key that was taken over, from the account that certbot had."""
+    pebble = programs.start(Pebble(directory, dns=programs.start(ChallengeDns(directory))))
+    key = generate_key(key_type)
+
+    async def certbots() -> str:
+        client = Client(pebble.directory_url, key, ca_file=pebble.ca_file)
+        try:
+            return (await client.create_account(contact=(), agree_to_terms=True)).url
+        finally:
+            await client.close()
+
+    async def ours() -> tuple[str | None, str]:
+        settings = AccountSettings(directory=pebble.directory_url, ca_file=pebble.ca_file)
+        account = Account(settings, Store(directory / "state", pytest.fail).account(pebble.directory_url))
+        try:
+            client = await account.client()
+            return client.account_url, (await client.new_order(["www.test"])).status
+        finally:
+            await account.close()
+
+    url = asyncio.run(certbots())
+    tree.account(key, server=pebble.directory_url, uri=url)
+    path = directory / "sniproxy.toml"
+    path.write_text(
+        f'[backends.haproxy]\nservers = ["127.0.0.1:4443"]\n[admin]\nlisten = ""\ncontrol_socket = ""\n'
+        f'[acme]\ndirectory = "{pebble.directory_url}"\nstate_dir = "{directory}/state"\n'
+    )
+    result = sniproxy("import-certbot", "-c", path, tree.root)
+
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert asyncio.run(ours()) == (url, "pending")
 
 
 def test_certs_finds_it_afterwards(sniproxy, tree, config):

@@ -48,6 +48,10 @@ class Remark:
     text: str
     is_failure: bool = False
 
+    def __post_init__(self) -> None:
+        # Names of files, names in certificates, shell commands: they may hold anything.
+        object.__setattr__(self, "text", printable(self.text))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Takeover:
@@ -69,7 +73,7 @@ def examine(root: Path, config: Config, now: datetime) -> Takeover:
     usable: list[Lineage] = []
     for lineage in certbot.lineages(root):
         if isinstance(lineage, BrokenLineage):
-            remarks.append(Remark(text=f"{lineage.name}: left out: {printable(lineage.trouble)}", is_failure=True))
+            remarks.append(Remark(text=f"{lineage.name}: left out: {lineage.trouble}", is_failure=True))
         elif why_not := _why_left_out(lineage, config, now):
             remarks.append(why_not)
         else:
@@ -161,7 +165,7 @@ def _why_left_out(lineage: Lineage, config: Config, now: datetime) -> Remark | N
         except BadCertificate as error:
             return Remark(text=f"{lineage.name}: left out: {error}", is_failure=True)
         return None
-    return Remark(text=f"{lineage.name}: left out: {printable(reason)}")
+    return Remark(text=f"{lineage.name}: left out: {reason}")
 
 
 def _matched(lineages: Sequence[Lineage], config: Config) -> list[tuple[Lineage, Certificate]]:
@@ -274,7 +278,7 @@ def _account(root: Path, config: Config, lineages: Sequence[Lineage]) -> tuple[C
     directory = config.acme.directory if config.acme is not None else ""
     for server, count in Counter(lineage.server for lineage in lineages).items():
         if directory and server != directory:
-            text = f"{_certificates(count)} from {printable(server)}: the account there is not that of acme.directory"
+            text = f"{_certificates(count)} from {server}: the account there is not that of acme.directory"
             remarks.append(Remark(text=f"{text}, which issues the next ones"))
     if not directory:
         return None, remarks
@@ -358,7 +362,7 @@ def _about_hooks(root: Path, lineages: Sequence[Lineage]) -> Iterator[Remark]:
             if command := lineage.hook(kind):
                 commands.setdefault(command, []).append(lineage.name)
         for command, names in commands.items():
-            yield Remark(text=f"{', '.join(names)}: {kind} hook not carried over: {printable(command)} ({advice})")
+            yield Remark(text=f"{', '.join(names)}: {kind} hook not carried over: {command} ({advice})")
     try:
         programs = certbot.hook_programs(root)
     except CertbotError as error:

@@ -48,8 +48,7 @@ _EARLIER = {
 
 _HOOKS = {"pre": "pre_hook", "deploy": "renew_hook", "post": "post_hook"}
 
-_assignment = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^'"=#\[][^=]*?))\s*=\s*(.*)""").fullmatch
-_section = re.compile(r"\s*(\[+)\s*(.*?)\s*\]+\s*(?:#.*)?").fullmatch
+_QUOTES = " \t\"'"
 _quoted = re.compile(r"""("{3}|'{3}|"|')(.*?)\1\s*,?\s*(?:#.*)?""", re.DOTALL).fullmatch
 _inline_comment = re.compile(r"\s+#").search
 _is_version = re.compile(r"fullchain([0-9]+)\.pem").fullmatch
@@ -192,12 +191,12 @@ def read_renewal(text: str) -> dict[str, dict[str, str]]:
     sections: dict[str, dict[str, str]] = {"": {}}
     current = sections[""]
     lines = iter(text.splitlines())
-    for line in lines:
-        if match := _section(line):
-            current = sections.setdefault(match[2].strip("\"'"), {})
-        elif match := _assignment(line):
-            key = next(part for part in match.groups()[:3] if part is not None)
-            current[key] = _value(match[4].strip(), lines)
+    for line in map(str.strip, lines):
+        key, equals, value = line.partition("=")
+        if line.startswith("["):
+            current = sections.setdefault(line.partition("]")[0].lstrip("[").strip(_QUOTES), {})
+        elif equals and not line.startswith("#"):
+            current[key.strip(_QUOTES)] = _value(value.strip(), lines)
     return sections
 
 
