@@ -52,16 +52,16 @@ The most specific pattern wins, whatever the order in the file: the exact name, 
 then one label in front, then the longest suffix. Under one pattern, a route for a protocol that the client offers goes
 before one for any.
 
-HUP reloads the file. Connections that are there keep what they have, and a file with a mistake changes nothing. Changes
-of `[admin]`, `[http]`, `[log]`, and of `user`, `group` and `workers` in `[proxy]`, take a restart.
+HUP reloads the file. Connections that are there keep what they have, and a file with a mistake changes nothing. Where
+certificates change, those that are being ordered or delivered come to their end first. Changes of `[admin]`, `[http]`,
+`[log]`, and of `user`, `group` and `workers` in `[proxy]`, take a restart.
 """
 
 NOT_YET = """\
 ## Without effect so far
 
-These are read and checked like all others, and do nothing yet: `[acme]` and `[[certificates]]`; `[haproxy]`, except in
-what `sniproxy haproxy-config` prints; `check`, `check_interval`, `rise` and `fall` of a backend; `workers`, which says
-so when it is not 1; `control_socket`.
+These are read and checked like all others, and do nothing yet: `check`, `check_interval`, `rise` and `fall` of a
+backend; `workers`, which says so when it is not 1.
 """
 
 
