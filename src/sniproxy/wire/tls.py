@@ -15,7 +15,7 @@ class ContentType(enum.IntEnum):
 
 
 class AlertDescription(enum.IntEnum):
-    """The alerts this program sends (RFC 8446 section 6, RFC 6066 section 3)."""
+    """The alerts this program sends (RFC 8446 section 6, RFC 6066 section 3, RFC 7301 section 3.2)."""
 
     UNEXPECTED_MESSAGE = 10
     RECORD_OVERFLOW = 22
@@ -26,6 +26,7 @@ class AlertDescription(enum.IntEnum):
     INTERNAL_ERROR = 80
     MISSING_EXTENSION = 109
     UNRECOGNIZED_NAME = 112
+    NO_APPLICATION_PROTOCOL = 120
 
 
 class ExtensionType(enum.IntEnum):
