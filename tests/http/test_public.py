@@ -84,6 +84,39 @@ def test_what_is_no_token_is_not_even_looked_up() -> None:
     assert asked == ["good-one_"]
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "CONNECT", "get"])
+@pytest.mark.parametrize("token", [TOKEN, "unknown"])
+def test_a_challenge_is_there_to_be_read(method: str, token: str) -> None:
+    """RFC 8555 section 8.3: a GET; RFC 9110 section 15.5.6: what is allowed is said. Nothing is looked up for others."""
+    asked: list[str] = []
+
+    def look_up(token: str) -> str:
+        asked.append(token)
+        return ANSWER
+
+    by = Public(redirect_to_https=True, key_authorization=look_up)
+    answer = ask(CHALLENGE_PREFIX + token, method=method, by=by)
+
+    assert (answer.status, answer.headers, asked) == (405, (("Allow", "GET, HEAD"),), [])
+    assert ANSWER.encode() not in answer.body
+
+
+async def test_a_head_of_a_challenge_on_the_wire(runner: asyncio.Runner) -> None:
+    """RFC 9110 section 9.3.2: the same headers, no body."""
+    listening = Listening(runner, public)
+    await listening.start()
+    client = await listening.connect()
+    await client.send(f"HEAD {CHALLENGE_PREFIX}{TOKEN} HTTP/1.1\r\nHost: a.example\r\n\r\n".encode())
+    await client.send(b"GET /.well-known/acme-challenge/x HTTP/1.1\r\nHost: a.example\r\n\r\n")
+    head = await client.head()
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert f"\r\nContent-Length: {len(ANSWER)}\r\n".encode() in head
+    head, _ = await client.response()
+
+    assert head.startswith(b"HTTP/1.1 404 ")
+    await listening.stop()
+
+
 def test_without_challenges_no_token_is_known() -> None:
     """The default."""
     assert ask(CHALLENGE_PREFIX + TOKEN, by=Public(redirect_to_https=True)).status == 404

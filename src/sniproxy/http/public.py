@@ -34,6 +34,8 @@ class Public:
     def __call__(self, request: Request) -> Response:
         """The answer to one request."""
         if request.path.startswith(CHALLENGE_PREFIX):
+            if request.method not in ("GET", "HEAD"):
+                return Response(status=405, body=b"method not allowed\n", headers=(("Allow", "GET, HEAD"),))
             token = request.path[len(CHALLENGE_PREFIX) :]
             answer = self.key_authorization(token) if _token(token) else None
             if answer is None:

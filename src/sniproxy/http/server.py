@@ -41,7 +41,7 @@ class Response:
     """What is sent back; Content-Length, Date and Connection are added."""
 
     status: int
-    body: bytes = b""
+    body: bytes = field(default=b"", repr=False)  # may be a key authorization
     content_type: str = "text/plain; charset=utf-8"
     headers: tuple[tuple[str, str], ...] = ()
 
