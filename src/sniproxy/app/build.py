@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 RESERVED_DESCRIPTORS = 48
 """Descriptors that connections must leave: listeners, epolls, the log, a certificate being written."""
 
+MAX_VALIDATIONS = 256
+"""Validations at once. Each has, beside the two of a connection, a descriptor of the responder."""
+
 
 def router(config: Config, challenge: Callable[[str], bool] = lambda _: False) -> Router:
     """The routing table of a configuration; `challenge` tells whether a validation of ours is pending for a name."""
@@ -49,7 +52,7 @@ def relay_settings(config: Config, descriptors: int) -> RelaySettings:
         idle_timeout=proxy.idle_timeout,
         half_close_timeout=proxy.half_close_timeout,
         max_hello=proxy.max_hello,
-        max_connections=min(proxy.max_connections, connections_for(descriptors)),
+        max_connections=min(proxy.max_connections, connections_for(descriptors, config)),
         max_connections_per_client=proxy.max_connections_per_client,
         max_connection_rate_per_client=proxy.max_connection_rate_per_client,
         accept_proxy_from=Networks(proxy.accept_proxy_from),
@@ -90,9 +93,16 @@ def http_connections(descriptors: int) -> int:
     return max(4, min(MAX_CONNECTIONS, descriptors // 16))
 
 
-def connections_for(descriptors: int) -> int:
+def validations(descriptors: int) -> int:
+    """How many connections the responder may have: for 100 names, the most that CAs take, seen from a few places."""
+    return max(8, min(MAX_VALIDATIONS, descriptors // 16))
+
+
+def connections_for(descriptors: int, config: Config) -> int:
     """How many connections fit: each takes two descriptors, and some are kept for the rest of the program."""
     kept = RESERVED_DESCRIPTORS + 2 * http_connections(descriptors)
+    if config.certificates:
+        kept += validations(descriptors)
     return max((descriptors - kept) // 2, 1)
 
 
@@ -100,6 +110,8 @@ def raise_descriptor_limit(config: Config) -> int:
     """Raises this process's limit as far as needed and allowed; returns what it is now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = config.proxy.max_connections * 2 + RESERVED_DESCRIPTORS + 2 * MAX_CONNECTIONS
+    if config.certificates:
+        wanted += MAX_VALIDATIONS
     if wanted > soft:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

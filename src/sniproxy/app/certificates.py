@@ -17,7 +17,7 @@ from sniproxy.acme.certificate import Means, Reports, current, status
 from sniproxy.acme.challenges import key_authorization
 from sniproxy.acme.keeper import ORDERS_AT_ONCE, Keeper, rehearse
 from sniproxy.acme.ordering import Wanted
-from sniproxy.acme.responder import Responder
+from sniproxy.acme.responder import MAX_CONNECTIONS, Responder
 from sniproxy.acme.store import Store
 from sniproxy.app.certificate_json import as_json
 from sniproxy.app.hooks import run_hook
@@ -144,11 +144,11 @@ def delivery_settings(config: Config) -> DeliverySettings | None:
 
 
 def stored_statuses(config: Config) -> list[CertificateStatus]:
-    """What the store knows of each certificate, without any proxy running. Raises StoreError."""
+    """What the store knows of each certificate, without any proxy running; nothing is changed. Raises StoreError."""
     this = plan(config)
     if this is None:
         return []
-    store = Store(this.state_dir, warn=log.warning)
+    store = Store(this.state_dir, warn=log.warning, sets_aside=False)
     found = []
     for each in this.wanted:
         files = store.certificate(each.name)
@@ -162,12 +162,15 @@ def stored_statuses(config: Config) -> list[CertificateStatus]:
 class Certificates:
     """All that is done about certificates, for as long as the program runs.
 
-    `counts` go on over reloads. `bug` is told of exceptions that should not have been.
+    `counts` go on over reloads. `bug` is told of exceptions that should not have been. `validations`: how many
+    connections the responder takes at once.
     """
 
-    def __init__(self, counts: CertificateCounts, bug: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, counts: CertificateCounts, bug: Callable[[BaseException], None], validations: int = MAX_CONNECTIONS
+    ) -> None:
         self.counts = counts
-        self.responder = Responder(report=log.info, bug=bug)
+        self.responder = Responder(report=log.info, bug=bug, max_connections=validations)
         self._bug = bug
         self._plan: Plan | None = None
         self._keeper: Keeper | None = None

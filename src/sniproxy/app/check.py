@@ -76,7 +76,7 @@ def _listeners(config: Config, *, running: bool) -> Iterator[Problem]:
 
 def _descriptors(config: Config) -> Iterator[Problem]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    fits = build.connections_for(hard)
+    fits = build.connections_for(hard, config)
     if "max_connections" not in config.proxy.model_fields_set:
         return  # nobody asked for that many: the proxy takes what fits, and says so
     if hard != resource.RLIM_INFINITY and config.proxy.max_connections > fits:

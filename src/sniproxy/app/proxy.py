@@ -196,7 +196,7 @@ class Proxy:
         # Imported on first need: a relay without certificates has no use for 20 MiB of cryptography.
         from sniproxy.app.certificates import Certificates  # noqa: PLC0415
 
-        self._certificates = Certificates(self._certificate_counts, _report_bug)
+        self._certificates = Certificates(self._certificate_counts, _report_bug, build.validations(self._descriptors))
         self._responder = await self._certificates.start()
 
     async def _take_certificates(self, config: Config, *, keep: bool = True) -> None:
