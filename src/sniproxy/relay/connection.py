@@ -420,7 +420,8 @@ class Connection:
 
     def on_half_closed(self) -> None:
         """One side has sent its last byte: from now on the shorter of the two idle timeouts counts."""
-        if not self.over and self._expected() is not _CHALLENGE:
+        decision = self._decision
+        if not (self.over or (decision is not None and decision.outcome is _CHALLENGE)):
             self._wait(self.engine.settings.half_close_timeout, self._on_idle)
 
     def on_shut(self) -> None:
