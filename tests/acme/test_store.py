@@ -851,6 +851,22 @@ def test_a_broken_next_key_is_set_aside_and_reported(account: AccountFiles, warn
     assert warnings.take()[0].endswith("set aside as next.pem.broken, the account keeps the key it has")
 
 
+def test_whoever_only_looks_leaves_what_is_broken_where_it_is(
+    root: Path, files: CertificateFiles, account: AccountFiles, warnings: Warnings
+) -> None:
+    """Commands that look must not change what the running program will find."""
+    files.save_state(STATE)
+    account.save(KEY, ACCOUNT_URL, CONTACT)
+    for path in (files.directory / "state.json", account.directory / "account.json"):
+        path.write_bytes(b"{")
+    looking = Store(root, warnings.append, sets_aside=False)
+
+    assert looking.certificate(NAME).state() == CertificateState()
+    assert looking.account(DIRECTORY).load().url is None
+    assert len(warnings.take()) == 2
+    assert (files.directory / "state.json").read_bytes() == (account.directory / "account.json").read_bytes() == b"{"
+
+
 def test_a_directory_in_the_place_of_a_file_is_broken(
     files: CertificateFiles, account: AccountFiles, warnings: Warnings
 ) -> None:

@@ -8,7 +8,7 @@ import pwd
 
 import pytest
 
-from sniproxy.app.rights import as_after_the_start, drop_privileges, identity
+from sniproxy.app.rights import Identity, acting_as, as_after_the_start, drop_privileges, identity
 from sniproxy.errors import StartError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
@@ -83,3 +83,19 @@ def test_for_a_while_ends() -> None:
         assert 0 not in os.getgroups()
 
     assert (os.geteuid(), os.getegid(), os.getgroups()) == before
+
+
+@needs_root
+def test_as_somebody_who_is_not_in_the_configuration() -> None:
+    """The user of a service manager's unit."""
+    nobody = pwd.getpwnam("nobody")
+    with acting_as(Identity(nobody.pw_uid, nobody.pw_gid, (nobody.pw_gid,))):
+        assert (os.geteuid(), os.getegid()) == (nobody.pw_uid, nobody.pw_gid)
+
+    assert os.geteuid() == 0
+
+
+def test_as_nobody_else() -> None:
+    """Nothing to change, and no right to change it needed."""
+    with acting_as(None):
+        assert os.geteuid() == os.getuid()

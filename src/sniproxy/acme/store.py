@@ -162,10 +162,12 @@ class Store:
     """Everything below one `state_dir`. `warn` is told in words of files that are broken; it may come from any thread.
 
     Several may be open on one directory, in several processes: whoever orders holds the certificate's lock.
+    sets_aside: whether files that are broken are; False for those who only want to look.
     """
 
-    def __init__(self, root: Path, warn: Callable[[str], None]) -> None:
+    def __init__(self, root: Path, warn: Callable[[str], None], *, sets_aside: bool = True) -> None:
         self.root = root
+        self._sets_aside = sets_aside
         self._accounts, self._certificates = root / "accounts", root / "certificates"
         self._report = _Reports(warn)
 
@@ -201,13 +203,14 @@ class Store:
         """The files of the account at this ACME directory."""
         host = _not_for_names.sub("_", urlsplit(directory_url).hostname or "directory")[:180]
         digits = hashlib.sha256(directory_url.encode()).hexdigest()[:8]
-        return AccountFiles(self.root, self._accounts / f"{host}-{digits}", self._report, directory_url)
+        directory = self._accounts / f"{host}-{digits}"
+        return AccountFiles(self.root, directory, self._report, directory_url, sets_aside=self._sets_aside)
 
     def certificate(self, name: str) -> CertificateFiles:
         """The files of the certificate of this name. Raises StoreError for what cannot be a name."""
         if not _is_name(name):
             raise StoreError(f"{name!r} cannot be the name of a certificate")
-        return CertificateFiles(self.root, self._certificates / name, self._report)
+        return CertificateFiles(self.root, self._certificates / name, self._report, sets_aside=self._sets_aside)
 
     def certificate_names(self) -> list[str]:
         """The certificates there is something of, in alphabetical order. Raises StoreError."""
@@ -223,10 +226,11 @@ class Store:
 class _Files:
     """One directory of the store, made when something is first put there."""
 
-    def __init__(self, root: Path, directory: Path, report: _Reports) -> None:
+    def __init__(self, root: Path, directory: Path, report: _Reports, *, sets_aside: bool) -> None:
         self.directory = directory
         self._root = root
         self._report = report
+        self._sets_aside = sets_aside
 
     def lock(self) -> durable.Lock:
         """The lock of these files, not taken yet. Taking it raises StoreError where that cannot be tried."""
@@ -262,12 +266,15 @@ class _Files:
         raise _Broken(reason)
 
     def _load(self, name: str, max_bytes: int, parse: Callable[[bytes], T], consequence: str) -> T | None:
-        """None: there is none, or it was broken and has been set aside. Raises StoreError."""
+        """None: there is none, or it is broken, and has been set aside if it is to be. Raises StoreError."""
         try:
             content = self._read(name, max_bytes)
             return None if content is None else parse(content)
         except _Broken as broken:
             text = f"{self.directory / name} is broken ({broken})"
+        if not self._sets_aside:
+            self._report(f"{text}: {consequence}")
+            return None
         aside = f"{name}{_BROKEN}"
         try:
             durable.rename(self.directory / name, aside)
@@ -281,8 +288,8 @@ class _Files:
 class AccountFiles(_Files):
     """The account at one ACME directory."""
 
-    def __init__(self, root: Path, directory: Path, report: _Reports, directory_url: str) -> None:
-        super().__init__(root, directory, report)
+    def __init__(self, root: Path, directory: Path, report: _Reports, directory_url: str, *, sets_aside: bool) -> None:
+        super().__init__(root, directory, report, sets_aside=sets_aside)
         self.directory_url = directory_url
 
     def load(self) -> StoredAccount | None:

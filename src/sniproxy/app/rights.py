@@ -82,10 +82,14 @@ def make_directories(config: Config) -> None:
         hand_over(directory, proxy.user, proxy.group)
 
 
-@contextlib.contextmanager
-def as_after_the_start(user: str, group: str) -> Iterator[None]:
+def as_after_the_start(user: str, group: str) -> contextlib.AbstractContextManager[None]:
     """For as long as it lasts, files and sockets open as they will for the running program. Raises StartError."""
-    become = identity(user, group)
+    return acting_as(identity(user, group))
+
+
+@contextlib.contextmanager
+def acting_as(become: Identity | None) -> Iterator[None]:
+    """Likewise, as somebody else; None to stay who we are. Only root may. It holds for all threads."""
     if become is None:
         yield
         return
