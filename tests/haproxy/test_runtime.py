@@ -432,6 +432,15 @@ async def test_an_operator_may_look(runner: asyncio.Runner, programs: Programs) 
 
 
 @with_haproxy
+@pytest.mark.parametrize("level", ["admin", "operator", "user"])
+async def test_every_socket_tells_its_level(runner: asyncio.Runner, programs: Programs, level: str) -> None:
+    """Management guide, section 9.3, `show cli level`."""
+    Site(programs, f"    stats socket {programs.directory}/other.sock mode 600 level {level}\n")
+
+    assert await RuntimeApi(UnixAddress(f"{programs.directory}/other.sock")).level() == level
+
+
+@with_haproxy
 async def test_over_tcp(runner: asyncio.Runner, programs: Programs) -> None:
     port = free_port()
     site = Site(programs, f"    stats socket {LOCALHOST}:{port} level admin\n")

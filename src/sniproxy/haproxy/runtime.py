@@ -158,6 +158,10 @@ class RuntimeApi:
         """HAProxy's version: `2.6.12-1+deb12u3`."""
         return (await self.process()).version
 
+    async def level(self) -> str:
+        """What the socket lets us do: `admin`, `operator` or `user`. Every HAProxy since 1.9 tells everybody."""
+        return await self._ask("show cli level")
+
     async def certificate_names(self) -> CertificateNames:
         """All certificates that HAProxy has, by its own names for them."""
         reply = await self._ask("show ssl cert")
