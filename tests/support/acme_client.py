@@ -171,9 +171,11 @@ class AcmeClient:
         for asked in self.challenges(order, type):
             show(asked)
             self.post(asked.url, {})
-        settled = self.settled(url, "ready", "valid", "invalid")
-        if settled["status"] == "invalid":
-            raise OrderInvalid([self.get(authorization) for authorization in order["authorizations"]])
+        # Not every CA makes the order invalid with its authorization, though it should (RFC 8555 section 7.1.6).
+        authorizations = [self.settled(url, "valid", "invalid") for url in order["authorizations"]]
+        if any(authorization["status"] == "invalid" for authorization in authorizations):
+            raise OrderInvalid(authorizations)
+        self.settled(url, "ready")
         return self.finalize(url, names, key)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 if TYPE_CHECKING:
@@ -87,6 +87,12 @@ class Issuer:
     @property
     def root_pem(self) -> str:
         return _pem(self.roots[:1]).decode()
+
+    @property
+    def signer_pem(self) -> tuple[bytes, bytes]:
+        """The intermediate's key and certificate, for another program that signs with them."""
+        key = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return key, _pem(self.intermediates[:1])
 
     def sign(
         self,

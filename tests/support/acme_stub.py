@@ -757,6 +757,9 @@ class AcmeStub(Faults):
         challenge.error = failure
         if valid:
             challenge.validated = self.now()
+        for order in self.orders:
+            if authorization in order.authorizations:
+                self._refreshed(order)
 
     # ------------------------------------------------------------------ certificates
 

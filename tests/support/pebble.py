@@ -33,24 +33,35 @@ _ANSWER_SECONDS = 2.0
 
 
 class ChallengeDns(Program):
-    """pebble-challtestsrv as nothing but a DNS server: 127.0.0.1 for every name, and no IPv6 address."""
+    """pebble-challtestsrv as nothing but a DNS server: `default` for every name, and no IPv6 address.
 
-    def __init__(self, directory: Path, *, name: str = "challenge-dns") -> None:
+    On a free port of 127.0.0.1 unless told otherwise.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        host: str = LOCALHOST,
+        port: int | None = None,
+        default: str = LOCALHOST,
+        name: str = "challenge-dns",
+    ) -> None:
         assert CHALLTESTSRV is not None, MISSING
-        self.port = free_port()
-        self.address = f"{LOCALHOST}:{self.port}"
+        self.host, self.port, self._default = host, port or free_port(), default
+        self.address = f"{self.host}:{self.port}"
         self._management_port = free_port()
         arguments = (CHALLTESTSRV, "-dns01", self.address, "-management", f"{LOCALHOST}:{self._management_port}")
         nothing_else = ("-http01", "", "-https01", "", "-tlsalpn01", "")
-        super().__init__(name, (*arguments, *nothing_else, "-defaultIPv4", LOCALHOST, "-defaultIPv6", ""), directory)
+        super().__init__(name, (*arguments, *nothing_else, "-defaultIPv4", default, "-defaultIPv6", ""), directory)
 
     def await_ready(self) -> None:
         """Waits until it answers, over UDP and for its management; an error with its own words if it has ended."""
         until(self._answers_or_ended, f"{self.name} answers", self)
 
-    def set_default(self, ipv4: str = LOCALHOST, ipv6: str = "") -> None:
-        """The addresses of names that have none of their own; an empty one is none."""
-        self._manage("set-default-ipv4", ip=ipv4)
+    def set_default(self, ipv4: str | None = None, ipv6: str = "") -> None:
+        """The addresses of names that have none of their own; empty is none. As it was at first, without any."""
+        self._manage("set-default-ipv4", ip=self._default if ipv4 is None else ipv4)
         self._manage("set-default-ipv6", ip=ipv6)
 
     def add_a(self, host: str, *addresses: str) -> None:
@@ -73,7 +84,7 @@ class ChallengeDns(Program):
     def lookup(self, host: str, kind: str = "A") -> list[str]:
         """What it answers, as text; raises LookupError with the response code where that is an error."""
         query = dns.message.make_query(host, kind)
-        answer = dns.query.udp(query, LOCALHOST, timeout=_ANSWER_SECONDS, port=self.port)
+        answer = dns.query.udp(query, self.host, timeout=_ANSWER_SECONDS, port=self.port)
         if answer.rcode() != dns.rcode.NOERROR:
             raise LookupError(dns.rcode.to_text(answer.rcode()))
         return [record.to_text() for records in answer.answer for record in records]
@@ -91,7 +102,7 @@ class ChallengeDns(Program):
         _must_run(self)
         try:
             self._manage("clear-servfail", host="ready.test")
-            return self.lookup("ready.test") == [LOCALHOST]
+            return self.lookup("ready.test") == [self._default]
         except (OSError, HTTPException, dns.exception.DNSException):
             return False
 

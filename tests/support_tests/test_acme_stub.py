@@ -232,7 +232,7 @@ class TestObtaining:
         assert issued.account == stub.accounts[0].url == stub.requests[-1].account
         assert [request.number for request in stub.requests] == [*range(1, len(stub.requests) + 1)]
         kinds = [request.resource for request in stub.requests if request.resource not in {"directory", "newNonce"}]
-        assert kinds[:5] == ["newAccount", "newOrder", "authorization", "challenge", "order"]
+        assert kinds[:5] == ["newAccount", "newOrder", "authorization", "challenge", "authorization"]
         assert kinds[-2:] == ["order", "certificate"]
 
 
