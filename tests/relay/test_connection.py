@@ -260,13 +260,13 @@ async def test_version_2_names_client_listener_host_protocol_and_id(relay: Relay
 
 @pytest.mark.parametrize("version", [ProxyProtocol.V1, ProxyProtocol.V2])
 async def test_a_client_on_a_unix_socket_has_no_address(relay: Relay, version: ProxyProtocol) -> None:
-    """The PROXY protocol, sections 2.1 and 2.2: UNKNOWN and UNSPEC where there is no address to tell."""
+    """The PROXY protocol, sections 2.1 and 2.2: UNKNOWN and LOCAL where there is no address to tell."""
     relay.start(relay.server(), proxy_protocol=version, listen=UnixAddress(relay.path("front.sock")))
     client = await relay.greet()
     header, stream = await received(relay, client)
 
     assert header.source is None
-    assert stream.startswith((b"PROXY UNKNOWN\r\n", SIGNATURE + b"\x21\x00"))
+    assert stream.startswith((b"PROXY UNKNOWN\r\n", SIGNATURE + b"\x20\x00"))
 
 
 async def test_an_ipv4_client_of_a_listener_for_both_families_is_told_as_ipv4(relay: Relay) -> None:

@@ -145,6 +145,7 @@ def _site(programs: Programs, authority: Authority, origin: int) -> Site:
         sections = re.sub(r"(?m)^ *bind \[::1\].*\n", "", sections)
     haproxy = programs.start(Haproxy(sections.format(**values), programs.directory))
     addresses = [f'"127.0.0.1:{ports["listen"]}"'] + [f'"[::1]:{ports["listen"]}"'] * has_ipv6()
+    addresses.append(f'"unix:{programs.directory}/front.sock"')
     backends = BACKENDS.format(**values)
     proxy = f'[proxy]\nlisten = [{", ".join(addresses)}]\ndefault_backend = "unix-v2"\n'
     behind = (
@@ -292,6 +293,16 @@ def test_haproxy_sees_an_ipv6_clients_address(site: Site, transport: str, header
 
     assert seen["src"] == "::1"
     assert (seen["dst"], seen["dst_port"]) == ("::1", str(site.door.port))
+
+
+@pytest.mark.parametrize("header", ["v2", "v1", "off"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_client_without_an_address_is_served(site: Site, transport: str, header: str) -> None:
+    """The PROXY protocol, section 2: a receiver that is told of no address goes by the connection's own."""
+    socket = str(site.programs.directory / "front.sock")
+    seen = site.door.json(f"https://{transport}-{header}.example.test/seen", ("--unix-socket", socket))
+
+    assert seen["sni"] == f"{transport}-{header}.example.test"
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -43,11 +43,11 @@ def test_a_v2_header_for_ipv6_to_the_byte() -> None:
 
 
 @pytest.mark.parametrize(("source", "destination"), [(None, None), (V4[0], None), (None, V6[1])])
-def test_a_v2_header_without_addresses_is_unspec(source, destination) -> None:
-    """Section 2.2: \\x00 is for "an unknown, unspecified or unsupported protocol"; the TLVs are still of use."""
+def test_a_v2_header_without_addresses_is_local(source, destination) -> None:
+    """Section 2.2: the receiver takes the connection's own endpoints. HAProxy closes an UNSPEC header with TLVs."""
     header = encode_v2(source, destination, authority="a.example", alpn=None, unique_id=b"id")
 
-    assert header == built.checked_header(b"\x05\x00\x02id\x02\x00\x09a.example", family=built.UNSPEC)
+    assert header == SIGNATURE + b"\x20\x00\x00\x00"
     assert decode(header) == (NOBODY, len(header))
 
 

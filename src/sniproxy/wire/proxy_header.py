@@ -35,6 +35,7 @@ _UNSPEC, _TCP4, _TCP6 = 0x00, 0x11, 0x21
 # Valid, and nothing that reaches us: a receiver falls back to UNSPEC for these (section 2.2).
 _UDP4, _UDP6, _UNIX_STREAM, _UNIX_DATAGRAM = 0x12, 0x22, 0x31, 0x32
 _WITHOUT_ENDPOINTS = frozenset((_UNSPEC, _UDP4, _UDP6, _UNIX_STREAM, _UNIX_DATAGRAM))
+_LOCAL_HEADER = SIGNATURE + bytes((_LOCAL, _UNSPEC, 0, 0))
 _V4, _V6 = Struct("!4s4sHH"), Struct("!16s16sHH")
 _pack_v4 = Struct("!12sBBH4s4sHH").pack
 _pack_v6 = Struct("!12sBBH16s16sHH").pack
@@ -87,17 +88,19 @@ def encode_v2(
     """The version 2 header, with its CRC32C.
 
     `authority` is the server name (ASCII), `alpn` the protocol the client prefers, `unique_id` at most 128 bytes
-    (section 2.2.5); None leaves a TLV out. Without both addresses the family is UNSPEC.
+    (section 2.2.5); None leaves a TLV out.
+
+    Without both addresses it is LOCAL and has no TLVs. HAProxy begins to read those of an UNSPEC header at its very
+    first byte, and closes the connection (2.6 to 3.4, src/connection.c).
     """
+    if source is None or destination is None:
+        return _LOCAL_HEADER
     tlvs = _pack_tlv(TLV_UNIQUE_ID, len(unique_id)) + unique_id
     if authority is not None:
         tlvs += _pack_tlv(TLV_AUTHORITY, len(authority)) + authority.encode("ascii")
     if alpn is not None:
         tlvs += _pack_tlv(TLV_ALPN, len(alpn)) + alpn
-    if source is None or destination is None:
-        length = len(tlvs) + _CRC_TLV_BYTES
-        header = SIGNATURE + bytes((_PROXY, 0, length >> 8, length & 0xFF)) + tlvs
-    elif ":" not in source[0] and ":" not in destination[0]:
+    if ":" not in source[0] and ":" not in destination[0]:
         length = 12 + len(tlvs) + _CRC_TLV_BYTES
         addresses = _pack_ipv4(source[0]), _pack_ipv4(destination[0])
         header = _pack_v4(SIGNATURE, _PROXY, _TCP4, length, *addresses, source[1], destination[1]) + tlvs
