@@ -23,6 +23,7 @@ from sniproxy.errors import AcmeError, BadCertificate, OrderFailed, Problem, Val
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
 
     from cryptography import x509
 
@@ -41,7 +42,8 @@ FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.25, 8.0
 public one should not be asked much more than ten times a minute."""
 
 LONGEST_RETRY_AFTER_SECONDS = 120.0
-"""A longer Retry-After while polling is not waited for in place: the order is left, and gone on with later."""
+"""A longer Retry-After of an order is not waited for in place: the order is left, and gone on with later. Of an
+authorization it is, as whoever leaves takes the answer away that the CA is about to look at."""
 
 _COMMON_NAME = NameOID.COMMON_NAME
 _CHANGED_MINDS = frozenset((400, 403, 404, 409))
@@ -94,7 +96,8 @@ class Ordering:
 
     replaces: the certificate id of the one that this is to follow (RFC 9773 section 5), None where there is none.
     avoid: the type of challenge that failed last; it goes to the end of the preferences.
-    tell: is told of each step, in words.
+    last_try: an order that does not come to an end in its time is not gone on with later, but given up.
+    tell: is told of each step, in words. now: the time of day.
     """
 
     client: Client
@@ -106,6 +109,8 @@ class Ordering:
     tell: Callable[[str], None]
     replaces: str | None = None
     avoid: str = ""
+    last_try: bool = False
+    now: Callable[[], datetime] = utc_now
 
     async def obtain(self) -> Bundle:
         """The certificate. Raises AcmeError, StoreError; BadCertificate where it is not what was ordered.
@@ -118,7 +123,10 @@ class Ordering:
                 pending, order = await self._under_way() or await self._begun()
                 return await self._to_the_end(order, pending.key)
         except TimeoutError:
-            raise OrderFailed(f"the CA was not done with the order after {ORDER_SECONDS:g} s") from None
+            if self.last_try:
+                await asyncio.to_thread(self.files.forget_order)
+            given_up = "; there will be another one" if self.last_try else ""
+            raise OrderFailed(f"the CA was not done with the order after {ORDER_SECONDS:g} s{given_up}") from None
 
     # ------------------------------------------------------------------ begin
 
@@ -181,6 +189,8 @@ class Ordering:
                     order = await self._changed(order, polls)
                 case OrderStatus.READY:
                     order = await self._finalized(order, key)
+                    if order.status is OrderStatus.READY:  # the CA has not made up its mind
+                        await self._pause(order.retry_after, polls)
                 case OrderStatus.PROCESSING:
                     await self._pause(order.retry_after, polls)
                     order = await self.client.order(order.url)
@@ -211,19 +221,26 @@ class Ordering:
 
     async def _fetched(self, order: Order, key: PrivateKey) -> Bundle:
         if order.certificate is None:
+            await asyncio.to_thread(self.files.forget_order)
             raise OrderFailed("the CA says that the certificate is there, and not where")
-        chains = await self.client.certificate(order.certificate)
-        chain = preferred(chains, self.wanted.preferred_chain)
         try:
-            return await asyncio.to_thread(check_issued, key, chain, self.wanted.names, utc_now())
+            chains = await self.client.certificate(order.certificate)
+            chain = preferred(chains, self.wanted.preferred_chain)
+            return await asyncio.to_thread(check_issued, key, chain, self.wanted.names, self.now())
         except BadCertificate:
             await asyncio.to_thread(self.files.forget_order)
             raise
+        except Problem as problem:
+            if problem.status in _CHANGED_MINDS:  # it does not have it any more: asking again would be for ever
+                await asyncio.to_thread(self.files.forget_order)
+            raise
 
-    async def _pause(self, retry_after: float | None, polls: Iterator[float]) -> None:
+    async def _pause(
+        self, retry_after: float | None, polls: Iterator[float], longest: float = LONGEST_RETRY_AFTER_SECONDS
+    ) -> None:
         seconds = next(polls)
         if retry_after is not None:
-            if retry_after > LONGEST_RETRY_AFTER_SECONDS:
+            if retry_after > longest:
                 raise OrderFailed("the CA is at it, and asks to be left alone for a while", retry_after=retry_after)
             seconds = max(retry_after, FIRST_POLL_SECONDS)
         await asyncio.sleep(seconds)
@@ -252,7 +269,7 @@ class Ordering:
             return
         identifier = authorization.identifier
         if authorization.status is not AuthorizationStatus.PENDING:
-            raise ValidationFailed(f"{identifier}: the authorization is {authorization.status}")
+            raise ValidationFailed(f"{identifier}: {_why(authorization)}")
         challenge = self._chosen(authorization)
         self.tell(f"{identifier}: answering {challenge.type}")
         answer = key_authorization(challenge.token, self.client.thumbprint)
@@ -260,8 +277,8 @@ class Ordering:
             try:
                 if challenge.status is ChallengeStatus.PENDING:
                     await self.client.answer(challenge)
-                authorization = await self._decided(authorization)
-            except AcmeError:
+                authorization = await self._decided(authorization, challenge)
+            except BaseException:
                 self.counts.challenge(challenge.type, "error")
                 raise
         valid = authorization.status is AuthorizationStatus.VALID
@@ -272,22 +289,37 @@ class Ordering:
 
     def _chosen(self, authorization: Authorization) -> Challenge:
         preferences = sorted(self.wanted.challenges, key=lambda kind: kind == self.avoid)
-        challenge = choose(authorization.challenges, preferences)
+        left = [challenge for challenge in authorization.challenges if challenge.status is not ChallengeStatus.INVALID]
+        challenge = choose(left, preferences)
         if challenge is None:
-            offered = ", ".join(sorted(challenge.type for challenge in authorization.challenges)) or "none"
+            offered = ", ".join(sorted(challenge.type for challenge in left)) or "none"
             raise ValidationFailed(
                 f"{authorization.identifier}: the CA offers {offered}, and acme.challenges has {', '.join(preferences)}"
             )
         return challenge
 
-    async def _decided(self, authorization: Authorization) -> Authorization:
-        """The authorization once it is no longer pending."""
+    async def _decided(self, authorization: Authorization, challenge: Challenge) -> Authorization:
+        """The authorization once it is no longer pending, or the challenge has failed."""
         polls = _poll_delays()
         while True:
-            await self._pause(authorization.retry_after, polls)
+            await self._pause(authorization.retry_after, polls, ORDER_SECONDS)
             authorization = await self.client.authorization(authorization.url)
-            if authorization.status is not AuthorizationStatus.PENDING:
+            if authorization.status is not AuthorizationStatus.PENDING or _has_failed(authorization, challenge):
                 return authorization
+
+
+def _has_failed(authorization: Authorization, tried: Challenge) -> bool:
+    """Whether a challenge has failed whose authorization is still pending, and stays so until it expires.
+
+    step-ca's do; there a challenge that may be answered again is pending as well, with the error of the last time.
+    Where a CA tries again by itself it is `processing` (RFC 8555 section 8.2).
+    """
+    return any(
+        challenge.status is ChallengeStatus.INVALID
+        or (challenge.status is ChallengeStatus.PENDING and challenge.error is not None)
+        for challenge in authorization.challenges
+        if challenge.url == tried.url
+    )
 
 
 def is_for(order: PendingOrder, wanted: Wanted, directory: str) -> bool:
@@ -312,9 +344,12 @@ def _poll_delays() -> Iterator[float]:
         delay = min(delay * 1.5, LONGEST_POLL_SECONDS)
 
 
-def _why(authorization: Authorization, challenge: Challenge) -> str:
-    """In the CA's words, where it has any."""
-    for tried in authorization.challenges:
-        if tried.url == challenge.url and tried.error is not None:
-            return f"{tried.type}: {tried.error}"
-    return f"{challenge.type}: the authorization is {authorization.status}, and the CA does not say why"
+def _why(authorization: Authorization, tried: Challenge | None = None) -> str:
+    """In the CA's words, where it has any: of the challenge that was tried, or of any."""
+    for challenge in authorization.challenges:
+        if challenge.error is not None and (tried is None or challenge.url == tried.url):
+            return f"{challenge.type}: {challenge.error}"
+    what = f"{tried.type}: " if tried is not None else ""
+    if authorization.status is AuthorizationStatus.PENDING:
+        return f"{what}the challenge has failed, and the CA does not say why"
+    return f"{what}the authorization is {authorization.status}, and the CA does not say why"
