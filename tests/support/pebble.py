@@ -72,13 +72,17 @@ class ChallengeDns(Program):
         """Gives a name IPv6 addresses of its own."""
         self._manage("add-aaaa", host=host, addresses=addresses)
 
+    def add_caa(self, host: str, *issuers: str) -> None:
+        """Gives a name CAA records, `issue` and not critical, with these values."""
+        self._manage("add-caa", host=host, policies=[{"tag": "issue", "value": issuer} for issuer in issuers])
+
     def servfail(self, host: str) -> None:
         """From now on, SERVFAIL for this name."""
         self._manage("set-servfail", host=host)
 
     def clear(self, host: str) -> None:
         """Forgets all about a name: it is as any other again."""
-        for what in ("clear-a", "clear-aaaa", "clear-servfail"):
+        for what in ("clear-a", "clear-aaaa", "clear-caa", "clear-servfail"):
             self._manage(what, host=host)
 
     def lookup(self, host: str, kind: str = "A") -> list[str]:

@@ -38,6 +38,7 @@ _COMMANDS = {
     "revoke": "sniproxy.cli.revoke",
     "account": "sniproxy.cli.account",
     "import-certbot": "sniproxy.cli.import_certbot",
+    "doctor": "sniproxy.cli.doctor",
     "demo": "sniproxy.cli.demo",
 }
 
