@@ -470,7 +470,7 @@ async def test_nothing_is_there_yet(runner, bare, nothing, tmp_path):
         ("dns", "www.example.test"),
         ("caa", "www.example.test"),
         ("socket", f"unix:{tmp_path}/admin.sock"),
-        ("verify", f"unix:{tmp_path}/haproxy.sock"),
+        ("verify", "www.example.test"),
     }
     assert list(tmp_path.iterdir()) == []
 

@@ -345,7 +345,7 @@ class _Doctor:
             return
         for each in self._wanted:
             look_there = partial(check_served, each.name, each.names, bundles[each.name], delivery)
-            yield replace(_of_haproxy(VERIFY, look_there), certificate=each.name)
+            yield replace(_of_haproxy(VERIFY, look_there), title=f"{VERIFY} {each.name}", certificate=each.name)
 
 
 def _general(step: str, look: Callable[[], Awaitable[Sequence[Diagnosis]]]) -> _Work:

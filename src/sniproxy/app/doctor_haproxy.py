@@ -197,31 +197,34 @@ async def check_served(
     """
     path = settings.certificate_dir / f"{name}.pem"
     if bundle is None:
-        return [await _whatever(target, names[0]) for target in settings.verify]
+        return [await _whatever(target, name, names[0]) for target in settings.verify]
     try:
         async with asyncio.timeout(VERIFY_SECONDS):
             failures = await unproven(settings.verify, bundle, 0.0)
         words = await in_own_thread(partial(in_words, path, bundle, failures), DISK_SECONDS) if failures else ""
     except TimeoutError:
-        return [failed(VERIFY, f"no end of handshakes within {VERIFY_SECONDS:g} s", "see whether HAProxy hangs")]
+        return [
+            failed(VERIFY, f"no end of handshakes within {VERIFY_SECONDS:g} s", "see whether HAProxy hangs", about=name)
+        ]
     if words:
         advice = "`sniproxy renew` delivers it again, and says what keeps it from being served"
-        return [failed(VERIFY, words, advice)]
+        return [failed(VERIFY, words, advice, about=name)]
     targets = ", ".join(str(target.address) for target in settings.verify)
-    return [good(VERIFY, f"serial {bundle.leaf.serial} is served at {targets}")]
+    return [good(VERIFY, f"serial {bundle.leaf.serial} is served at {targets}", about=name)]
 
 
-async def _whatever(target: VerifyTarget, name: str) -> Diagnosis:
+async def _whatever(target: VerifyTarget, certificate: str, name: str) -> Diagnosis:
     """There is none of ours to compare with: that somebody answers is all there is to find out."""
-    about = str(target.address)
+    at = str(target.address)
     try:
         leaf = await served_leaf(target.address, _server_name(name), proxy_protocol=target.proxy_protocol)
     except HandshakeFailed as error:
         advice = "deliveries are proven by a handshake there: see haproxy.verify, and HAProxy's bind line"
-        return failed(VERIFY, _without_address(error, about), advice, about=about)
+        return failed(VERIFY, str(error), advice, about=certificate)
     if leaf.issuer == PLACEHOLDER:
-        return good(VERIFY, "answers, with the placeholder that stands in for the certificate", about=about)
-    return good(VERIFY, f"answers, with a certificate of {printable(leaf.issuer) or 'nobody'}", about=about)
+        return good(VERIFY, f"{at} answers, with the placeholder that stands in for the certificate", about=certificate)
+    issuer = printable(leaf.issuer) or "nobody"
+    return good(VERIFY, f"{at} answers, with a certificate of {issuer}", about=certificate)
 
 
 def _server_name(name: str) -> str | None:
@@ -231,10 +234,6 @@ def _server_name(name: str) -> str | None:
 
 def _without(error: Exception, address: Address) -> str:
     return str(error).removeprefix(f"HAProxy at {address}: ")
-
-
-def _without_address(error: Exception, about: str) -> str:
-    return str(error).removeprefix(f"{about}: ")
 
 
 def _socket_line(address: Address) -> str:
