@@ -16,7 +16,6 @@ setup: ## system packages, .venv, locked dependencies (every target does it firs
 	@scripts/setup
 
 demo: setup ## the whole thing on this machine's loopback: ARGS=--once runs it through and exits
-	@command -v haproxy >/dev/null || { echo 'demo: needs haproxy: apt-get install haproxy' >&2; exit 1; }
 	@$(BIN)/sniproxy demo $(ARGS)
 
 test: setup ## all tests, with a real HAProxy and a real ACME test CA

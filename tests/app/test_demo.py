@@ -1,8 +1,13 @@
-"""`sniproxy demo` from start to end, with a real HAProxy."""
+"""`sniproxy demo` from start to end, with a real Pebble and a real HAProxy.
+
+One run waits for a renewal on schedule as a user does, for half of 90 seconds. The others leave that step out, or have
+certificates with a shorter life.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,16 +22,29 @@ from pathlib import Path
 import pytest
 
 from sniproxy.app import demo as demo_module
-from sniproxy.app.demo import CLIENT, INTERNAL_NAME, NAME, Demo
-from sniproxy.app.demo_certificate import Issued
-from sniproxy.app.demo_programs import MORE_PATH, StepFailed
+from sniproxy.app import demo_files, demo_setup
+from sniproxy.app.demo import Demo
+from sniproxy.app.demo_files import CLIENT, INTERNAL_NAME, NAME
+from sniproxy.app.demo_programs import StepFailed, reserved_port
 from sniproxy.config import load
+from tests.support.demo import needs_programs, processes_of, stub
 
-needs_haproxy = pytest.mark.skipif(
-    shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:{MORE_PATH}") is None,
-    reason="haproxy is missing: apt-get install haproxy",
-)
-COMMAND = [sys.executable, "-m", "sniproxy", "demo"]
+WHOLE = [sys.executable, "-m", "sniproxy", "demo"]
+SHORT = """
+import sys
+
+import sniproxy.__main__
+from sniproxy.app.demo import Demo
+
+all_steps = Demo.steps.fget
+Demo.steps = property(lambda self: tuple(step for step in all_steps(self) if step.title != "on schedule"))
+sys.argv[0] = sniproxy.__main__.__file__
+sniproxy.__main__.main()
+"""
+COMMAND = [sys.executable, "-c", SHORT, "demo"]
+"""The same without the wait for a renewal."""
+
+STEPS = 17
 
 
 @pytest.fixture
@@ -43,32 +61,19 @@ def environment(temporary, **more):
     return {**os.environ, "TMPDIR": str(temporary), **more}
 
 
-def run_once(temporary, *arguments, **more):
+def run_once(temporary, *arguments, command=COMMAND, cwd=None, **more):
     return subprocess.run(
-        [*COMMAND, "--once", *arguments],
+        [*command, "--once", *arguments],
         env=environment(temporary, **more),
+        cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         stdin=subprocess.DEVNULL,
     )
 
 
-def processes_of(temporary):
-    """Processes that have something below the directory on their command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if str(temporary) in words:
-                found.append(words)
-    return found
-
-
-def wait_until(condition, seconds=20):
+def wait_until(condition, seconds=40):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came"
@@ -94,19 +99,35 @@ def running(temporary):
         finally:
             if child.poll() is None:
                 child.terminate()
-                child.wait(20)
+                child.wait(40)
+
+
+@contextmanager
+def up_to(temporary, monkeypatch, *titles, **options):
+    """A demo in this process, with everything done before the step of the last title; yields it with these steps."""
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with Demo(**{"start_seconds": 40, **options}) as demo:
+        steps = {step.title: step for step in demo.steps}
+        for step in demo.steps:
+            if step.title == titles[0]:
+                break
+            if step.title not in ("renew", "on schedule"):
+                demo.run(step)
+        yield demo, *(steps[title] for title in titles)
 
 
 # ---------------------------------------------------------------------- it works
 
 
-@needs_haproxy
+@needs_programs
+@pytest.mark.timeout(300)
 def test_once_proves_everything_and_leaves_nothing(temporary):
-    done = run_once(temporary)
+    done = run_once(temporary, command=WHOLE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "\x1b" not in done.stdout, "a pipe gets plain text"
     lines = done.stdout.splitlines()
+    assert "about 55 s" in lines[1]
     assert f"src {CLIENT}, req.ver 1.1, ssl_fc_sni {NAME}," in done.stdout
     assert f"fc_pp_authority {NAME}, fc_pp_unique_id " in done.stdout
     identity = done.stdout.partition("fc_pp_unique_id ")[2].split()[0]
@@ -114,51 +135,47 @@ def test_once_proves_everything_and_leaves_nothing(temporary):
     assert "h2 chosen by ALPN" in done.stdout
     assert f"{INTERNAL_NAME} from 127.0.0.3 is refused" in done.stdout
     assert "alert TLSV1_ALERT_ACCESS_DENIED" in done.stdout
-    assert "accepted = 1 active + " in done.stdout
-    assert sum(line.startswith("  ✓ ") for line in lines) == 11
+    assert re.search(r"\b[1-9]\d+ accepted = \d+ active \+ .*\d+ challenge", done.stdout)
+    assert sum(line.startswith("  ✓ ") for line in lines) == STEPS
+    assert lines[-2].startswith(f"All {STEPS} steps worked, in ")
     assert lines[-1] == "No process and no file is left."
     assert not processes_of(temporary)
+    # Three certificates, one after the other, and what a client got each time.
+    told = re.findall(r"serial ([0-9a-f]+), until \d\d:\d\d:\d\d UTC", done.stdout)
+    assert len(told) == len(set(told)) == 3
+    assert re.search(r"  … on schedule  the next renewal comes by itself, at .* UTC: in [1-4]\d s;", done.stdout)
+    assert re.search(r"\b[1-9]\d{2,} requests, 0 failed, serials seen: 3 ", done.stdout)
+    assert f"{NAME}: serial {told[-1]}, deployed, next renewal " in done.stdout
+    assert re.search(r"\b[1-9]\d{2,} requests in all, 0 failed", done.stdout)
 
 
-@needs_haproxy
-def test_an_encoding_without_the_tick_is_no_failure(temporary):
-    done = run_once(temporary, PYTHONIOENCODING="ascii")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "? metrics" in done.stdout
-
-
-@needs_haproxy
+@needs_programs
 def test_two_at_once(temporary):
     pair = [
         subprocess.Popen([*COMMAND, "--once"], env=environment(temporary), stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    texts = [child.communicate(timeout=60)[0] for child in pair]
+    texts = [child.communicate(timeout=100)[0] for child in pair]
     assert [child.returncode for child in pair] == [0, 0], texts
     assert not processes_of(temporary)
 
 
-@needs_haproxy
-def test_it_runs_beside_files_that_look_like_its_own(temporary, tmp_path):
-    """A working directory with modules in it, as this program's own source has them."""
-    for name in ("sniproxy", "click", "http", "acme"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong one')\n")
-    command = [sys.executable, "-P", *COMMAND[1:], "--once"]
-    done = subprocess.run(command, env=environment(temporary), cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@needs_haproxy
-def test_a_place_that_no_socket_can_be_in_is_passed_over(tmp_path):
-    place = tmp_path / ("x" * 60)
+@needs_programs
+def test_odd_surroundings_are_no_failure(tmp_path):
+    """An encoding without the tick; a place that no socket can be in; modules named as ours in the working directory."""
+    place, beside = tmp_path / ("x" * 60), tmp_path / "beside"
     place.mkdir()
-    done = run_once(place)
+    for name in ("sniproxy", "click", "http", "acme"):
+        (beside / name).mkdir(parents=True)
+        (beside / name / "__init__.py").write_text("raise SystemExit('the wrong one')\n")
+    command = [sys.executable, "-P", *COMMAND[1:]]
+    done = run_once(place, command=command, cwd=beside, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "? metrics" in done.stdout
     assert not list(place.iterdir())
 
 
-@needs_haproxy
+@needs_programs
 def test_keep_leaves_the_files(tmp_path):
     place = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
     try:
@@ -166,7 +183,8 @@ def test_keep_leaves_the_files(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         (directory,) = place.iterdir()
         assert f"Left in place: {directory}" in done.stdout
-        assert {"sniproxy.toml", "haproxy.cfg", "ca.pem", "certs", "page.html"} <= {p.name for p in directory.iterdir()}
+        names = {path.name for path in directory.iterdir()}
+        assert names >= {"sniproxy.toml", "haproxy.cfg", "ca.pem", "certs", "page.html", "pebble", "state"}
         load(directory / "sniproxy.toml")
     finally:
         shutil.rmtree(place)
@@ -176,21 +194,22 @@ def test_keep_leaves_the_files(tmp_path):
 # ---------------------------------------------------------------------- it goes on
 
 
-@needs_haproxy
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@needs_programs
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_drains_and_removes_everything(temporary, number):
     with running(temporary) as (child, _):
         (directory,) = temporary.iterdir()
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         child.send_signal(number)
         rest = child.stdout.read()
-        assert child.wait(20) == 0, rest
+        assert child.wait(40) == 0, rest
     assert "✓ drain" in rest
+    assert re.search(r"\d+ requests in all, 0 failed", rest)
     assert rest.endswith("No process and no file is left.\n")
     assert not processes_of(temporary)
 
 
-@needs_haproxy
+@needs_programs
 def test_the_commands_it_shows_work(temporary):
     curl = shutil.which("curl")
     if curl is None:
@@ -203,60 +222,94 @@ def test_the_commands_it_shows_work(temporary):
         assert '<th scope="row">src</th><td>127.0.0.9</td>' in pages[1].stdout
         admitted = subprocess.run([*commands[2].split(), "-s", "--interface", CLIENT], capture_output=True, text=True)
         assert f"<td>{INTERNAL_NAME}</td>" in admitted.stdout
-        (explain,) = [line for line in text.splitlines() if " explain -c " in line]
-        assert "backend  haproxy" in subprocess.run(explain.split(), capture_output=True, text=True).stdout
+
+        def run(name):
+            (line,) = [line for line in text.splitlines() if f" {name} -c " in line]
+            done = subprocess.run(line.split(), capture_output=True, text=True)
+            assert done.returncode == 0, done
+            return done.stdout
+
+        assert "backend  haproxy" in run("explain")
+        assert "renewed, and served" in run("renew")
+        assert NAME in run("certs")
         live = ""
         wanted = ("haproxy   127.0.0.9:", "sniproxy  127.0.0.9:", "HTTP/2.0 200", INTERNAL_NAME)
-        while not all(words in live for words in wanted):
+        renewed = r"\ntraffic   renewed: serial [0-9a-f]+, until .* UTC; \d+ requests so far, 0 failed\n"
+        while not all(words in live for words in wanted) or not re.search(renewed, live):
             live += child.stdout.readline()
+        assert " 127.0.0.4:" not in live, "the demo's own requests are not shown"
 
 
-@needs_haproxy
+@needs_programs
+def test_a_renewal_is_told_when_it_comes(temporary, monkeypatch):
+    """By itself, when half of a life of 16 s is over."""
+    with up_to(temporary, monkeypatch, "requests", validity_seconds=16) as (demo, _):
+        told = demo.go_on()
+        renewed = next(line for speaker, line in told if speaker == "traffic")
+        assert re.fullmatch(
+            r"renewed: serial [0-9a-f]+, until \d\d:\d\d:\d\d UTC; \d+ requests so far, 0 failed", renewed
+        )
+        told.close()
+
+
+@needs_programs
 def test_when_it_is_killed_everything_goes_with_it(temporary):
     with running(temporary) as (child, _):
         assert processes_of(temporary)
         child.kill()
-        child.wait(20)
+        child.wait(40)
     wait_until(lambda: not processes_of(temporary) and not list(temporary.iterdir()))
 
 
-@needs_haproxy
-@pytest.mark.parametrize("name", ["haproxy", "sniproxy"])
-def test_a_program_that_ends_meanwhile_is_told(temporary, name):
+@needs_programs
+def test_a_program_that_ends_meanwhile_is_told(temporary):
     with running(temporary) as (child, text):
-        title = {"haproxy": "HAProxy", "sniproxy": "sniproxy"}[name]
-        (line,) = [line for line in text.splitlines() if line.startswith(f"  ✓ {title} ") and "as process" in line]
+        (line,) = [line for line in text.splitlines() if line.startswith("  ✓ HAProxy ") and "as process" in line]
         os.kill(int(line.partition("as process ")[2].split()[0]), signal.SIGKILL)
         rest = child.stdout.read()
-        assert child.wait(20) == 1
-    assert f"{name} was ended by signal 9" in rest
+        assert child.wait(40) == 1
+    assert "haproxy was ended by signal 9" in rest
     assert not processes_of(temporary)
 
 
-@needs_haproxy
+def break_haproxy(directory):
+    """From now on HAProxy takes no connection, as one does that is overloaded."""
+    with closing(socket.socket(socket.AF_UNIX)) as runtime:
+        runtime.connect(str(directory / "haproxy.admin"))
+        runtime.sendall(b"shutdown frontend https\n")
+        runtime.recv(4096)
+
+
+@needs_programs
+def test_a_request_that_fails_ends_it_with_what_to_do(temporary):
+    with running(temporary) as (child, _):
+        (directory,) = temporary.iterdir()
+        break_haproxy(directory)
+        rest = child.stdout.read()
+        assert child.wait(40) == 1
+    assert re.search(r"\d+ of \d+ requests failed; the first: \d\d:\d\d:\d\d", rest)
+    assert "what to do: no request may fail while a certificate changes" in rest
+    assert re.search(r"sniproxy: 127\.0\.0\.4:.* SC ", rest), "the log line of a request that failed"
+    assert not processes_of(temporary)
+
+
+@needs_programs
 def test_a_guest_that_stays_is_cut_and_that_is_no_failure(temporary, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.setattr(demo_module, "DRAIN_SECONDS", 1)
-    with Demo() as demo:
-        for step in demo.steps[:3]:
-            demo.run(step)
-        with socket.create_connection(("127.0.0.1", demo.port)):
-            assert (
-                demo.run(demo.drain(guests=True)) == "connections that did not end within 1 s were cut; exit status 3"
-            )
+    short = demo_files.SNIPROXY_TOML.replace('shutdown_grace = "5s"', 'shutdown_grace = "1s"')
+    monkeypatch.setattr(demo_setup, "SNIPROXY_TOML", short)
+    with (
+        up_to(temporary, monkeypatch, "HTTP/1.1") as (demo, _),
+        socket.create_connection(("127.0.0.1", demo.setup.port)),
+    ):
+        found = demo.run(demo.drain(guests=True))
+    assert found.endswith("connections that did not end within 1 s were cut; exit status 3")
 
 
 # ---------------------------------------------------------------------- it does not work
 
 
-def stub(directory, text):
-    """A haproxy that is none, in front of all others."""
-    program = directory / "haproxy"
-    program.write_text(f"#!/bin/sh\n{text}\n")
-    program.chmod(0o755)
-    return {"PATH": f"{directory}:{os.environ['PATH']}"}
-
-
+@needs_programs
 def test_haproxy_that_refuses_is_quoted(temporary, tmp_path):
     words = "[ALERT]    (7) : Starting frontend https: cannot bind UNIX socket (Permission denied)"
     version = 'if [ "$1" = -v ]; then echo "HAProxy version 2.6.12-1 2023"; exit; fi\n'
@@ -265,87 +318,52 @@ def test_haproxy_that_refuses_is_quoted(temporary, tmp_path):
     assert "✗ HAProxy      haproxy ended with exit status 1" in done.stderr
     assert f"haproxy: {words}" in done.stderr
     assert "what to do: HAProxy must be allowed" in done.stderr
-    assert "✓ certificate" in done.stdout
+    assert "✓ sniproxy" in done.stdout
     assert not processes_of(temporary)
 
 
-def test_a_mistake_in_haproxy_cfg_is_in_haproxys_own_words(temporary, monkeypatch):
-    if not Path("/usr/sbin/haproxy").exists() and shutil.which("haproxy") is None:
-        pytest.skip("haproxy is missing: apt-get install haproxy")
-    monkeypatch.setattr(demo_module, "HAPROXY_CFG", "frontend https\n    bindd {socket} {bundle} {page}\n")
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    with Demo() as demo:
-        certificate, haproxy, *_ = demo.steps
-        demo.run(certificate)
-        with pytest.raises(StepFailed, match="haproxy ended with exit status 1") as caught:
-            demo.run(haproxy)
-    assert any("unknown keyword 'bindd'" in line and line.startswith("haproxy: ") for line in caught.value.words)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("echo HA-Proxy version 2.0.31-1 2023", "is 2.0.31-1; the demo needs 2.2 or later"),
-        ("echo what; exit 3", "tells no version"),
-    ],
-)
-def test_haproxy_that_will_not_do(temporary, tmp_path, text, message):
-    done = run_once(temporary, **stub(tmp_path, text))
+@needs_programs
+def test_pebble_that_refuses_is_quoted(temporary, tmp_path):
+    done = run_once(temporary, **stub(tmp_path, "echo 'no such flag' >&2; exit 2", "pebble"))
     assert done.returncode == 1
-    assert message in done.stderr
-
-
-def test_haproxy_that_never_listens_is_not_waited_for_forever(temporary, monkeypatch, tmp_path):
-    for name, value in stub(tmp_path, 'test "$1" = -v && echo version 2.6.0 && exit; exec sleep 60').items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    with Demo(start_seconds=0.2) as demo:
-        certificate, haproxy, *_ = demo.steps
-        demo.run(certificate)
-        with pytest.raises(StepFailed, match=r"does not listen on .* after 0.2 s"):
-            demo.run(haproxy)
+    assert "✗ ACME CA      pebble ended with exit status 2" in done.stderr
+    assert "pebble: no such flag" in done.stderr
+    assert "what to do: look at what pebble said" in done.stderr
     assert not processes_of(temporary)
 
 
-@needs_haproxy
-def test_a_port_that_is_taken_is_in_sniproxys_own_words(temporary, monkeypatch):
+@needs_programs
+def test_a_certificate_that_is_not_issued_is_told_in_the_cas_words(temporary, monkeypatch):
+    """Pebble validates where nobody listens."""
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    with closing(socket.create_server(("127.0.0.1", 0))) as other, Demo() as demo:
-        demo.port = other.getsockname()[1]
-        certificate, haproxy, proxy, *_ = demo.steps
-        demo.run(certificate)
+    with Demo(start_seconds=40) as demo, reserved_port() as nobody:
+        ca, proxy, haproxy, certificate, *_ = demo.steps
+        port, demo.setup.port = demo.setup.port, nobody
+        demo.run(ca)
+        text = demo.setup.config_file.read_text().replace(f"127.0.0.1:{nobody}", f"127.0.0.1:{port}")
+        demo.setup.config_file.write_text(text)
+        demo.setup.port = port
+        demo.run(proxy)
         demo.run(haproxy)
-        with pytest.raises(StepFailed, match="sniproxy ended with exit status 1") as caught:
-            demo.run(proxy)
-    (words,) = caught.value.words
-    assert words.startswith(f"sniproxy: cannot listen on 127.0.0.1:{demo.port}: Address already in use")
-    assert not processes_of(temporary)
+        with pytest.raises(StepFailed, match=rf"no certificate was issued: .*127\.0\.0\.1:{nobody}") as caught:
+            demo.run(certificate)
+    assert any(words.startswith("pebble: ") for words in caught.value.words)
 
 
-@needs_haproxy
+@needs_programs
+def test_pebble_that_goes_by_its_own_lifetimes_is_told(temporary, monkeypatch):
+    with up_to(temporary, monkeypatch, "certificate") as (demo, certificate):
+        monkeypatch.setattr(demo, "_validity_seconds", 20)
+        with pytest.raises(StepFailed, match="pebble was told 20 s, and its certificate lasts 90 s"):
+            demo.run(certificate)
+
+
+@needs_programs
 def test_what_haproxy_sees_is_compared(temporary, monkeypatch):
     """Without accept-proxy's address, the page would tell another client."""
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    monkeypatch.setattr(demo_module, "PAGE", demo_module.PAGE.replace("%[src]", "192.0.2.1"))
-    with Demo() as demo:
-        certificate, haproxy, proxy, request, read, *_ = demo.steps
-        for step in (certificate, haproxy, proxy, request):
-            demo.run(step)
-        with pytest.raises(StepFailed, match=r"HAProxy saw src '192\.0\.2\.1'"):
-            demo.run(read)
-
-
-def test_another_certificate_may_be_brought(temporary, monkeypatch, tmp_path):
-    """The step that an ACME CA takes over."""
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    asked = []
-
-    def obtain(names, directory):
-        asked.append((tuple(names), stat.S_IMODE(directory.stat().st_mode)))
-        return Issued(tmp_path / "ca.pem", directory / "x.pem", "from elsewhere")
-
-    for name, value in stub(tmp_path, "exit 1").items():
-        monkeypatch.setenv(name, value)
-    with Demo(obtain=obtain) as demo:
-        assert demo.run(demo.steps[0]).endswith("from elsewhere")
-    assert asked == [((NAME, INTERNAL_NAME), 0o700)]
+    monkeypatch.setattr(demo_setup, "PAGE", demo_files.PAGE.replace("%[src]", "192.0.2.1"))
+    with (
+        up_to(temporary, monkeypatch, "HAProxy saw") as (demo, read),
+        pytest.raises(StepFailed, match=r"HAProxy saw src '192\.0\.2\.1'"),
+    ):
+        demo.run(read)

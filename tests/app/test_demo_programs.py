@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,9 +15,11 @@ import pytest
 
 from sniproxy.app import demo_programs
 from sniproxy.app.demo_programs import (
+    PACKAGES,
     Program,
     StepFailed,
-    find_haproxy,
+    find_programs,
+    haproxy_version,
     removed,
     reserved_port,
     undisturbed,
@@ -49,6 +52,26 @@ def test_a_program_that_says_nothing(start):
     with pytest.raises(StepFailed, match="it was ended by signal 9") as caught:
         start("kill -9 $$").wait_until(lambda: False, "never", 20)
     assert caught.value.words == ("it: (it said nothing)",)
+
+
+def test_lines_that_nobody_wants_to_see_are_left_out_of_the_last_words(tmp_path):
+    command = ("/bin/sh", "-c", "echo this; for i in $(seq 20); do echo dull $i; done; exit 7")
+    program = Program("it", command, tmp_path / "output", dull=re.compile("dull "))
+    with pytest.raises(StepFailed) as caught:
+        program.wait_until(lambda: False, "never", 20)
+    assert caught.value.words == ("it: this",)
+    assert program.lines()[0] == "this"
+    assert program.lines()[-1] == "dull 20"
+
+
+def test_a_program_has_our_environment_and_more(tmp_path, monkeypatch):
+    monkeypatch.setenv("OURS", "ours")
+    command = ("/bin/sh", "-c", 'echo "$OURS $MORE"; exec sleep 60')
+    program = Program("it", command, tmp_path / "output", environment={"MORE": "and more"})
+    try:
+        program.wait_until(lambda: program.lines() == ["ours and more"], "it says nothing", 20)
+    finally:
+        program.kill()
 
 
 def test_a_program_that_does_not_get_there(start):
@@ -145,13 +168,72 @@ def test_places_that_are_none(directory):
     assert usable_for_sockets(directory) == "/tmp"
 
 
-def test_haproxy_is_looked_for_where_debian_has_it(monkeypatch, tmp_path):
-    program = tmp_path / "haproxy"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
+@pytest.fixture
+def programs_in(monkeypatch, tmp_path):
+    """Puts programs where Debian has haproxy, and none anywhere else."""
+
+    def put(*names):
+        for name in names:
+            (tmp_path / name).write_text("#!/bin/sh\n")
+            (tmp_path / name).chmod(0o755)
+        return str(tmp_path)
+
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr(demo_programs, "MORE_PATH", str(tmp_path))
-    assert find_haproxy() == str(program)
-    program.unlink()
-    with pytest.raises(StepFailed, match="apt-get install haproxy"):
-        find_haproxy()
+    return put
+
+
+def test_programs_are_looked_for_where_debian_has_haproxy(programs_in):
+    place = programs_in(*PACKAGES)
+    assert find_programs() == {name: f"{place}/{name}" for name in ("haproxy", "pebble", "pebble-challtestsrv")}
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        (
+            ("pebble", "pebble-challtestsrv"),
+            "demo: needs haproxy, neither in PATH nor in /usr/sbin: apt-get install haproxy",
+        ),
+        (
+            ("haproxy",),
+            "demo: needs pebble and pebble-challtestsrv, neither in PATH nor in /usr/sbin: apt-get install pebble",
+        ),
+        ((), f"demo: needs {' and '.join(PACKAGES)}, neither in PATH nor in /usr/sbin: apt-get install haproxy pebble"),
+    ],
+)
+def test_programs_that_are_missing_are_told_in_one_line(programs_in, there, message):
+    programs_in(*there)
+    with pytest.raises(StepFailed) as caught:
+        find_programs()
+    assert str(caught.value) == message
+
+
+def haproxy_that_says(directory, text):
+    program = directory / "haproxy"
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("echo HAProxy version 2.6.12-1+deb12u4 2026/03/21 - https://haproxy.org/", "2.6.12"),
+        ("echo HA-Proxy version 2.2.9-2 2021/01/01 >&2", "2.2.9"),
+    ],
+)
+def test_the_version_of_haproxy(tmp_path, text, version):
+    assert haproxy_version(haproxy_that_says(tmp_path, text)) == version
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("echo HA-Proxy version 2.0.31-1 2023", "is 2.0.31-1; the demo needs 2.2 or later"),
+        ("echo what; exit 3", "tells no version"),
+    ],
+)
+def test_haproxy_that_will_not_do(tmp_path, text, message):
+    with pytest.raises(StepFailed, match=message):
+        haproxy_version(haproxy_that_says(tmp_path, text))

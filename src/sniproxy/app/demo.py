@@ -1,60 +1,59 @@
 """A complete set-up on this machine's loopback, and the proof that it works.
 
-    directory → certificate → HAProxy → the proxy → requests through it → drain → all of it removed
+    ACME CA → the proxy → HAProxy → certificate → requests → renewals under traffic → drain → all of it removed
 
 `Demo` is the story: its steps, in this order. Each does one thing, waits until that shows, and returns what it found;
-nothing waits without a deadline. Below it are the files that it writes. `demo_programs` starts and ends what runs,
-`demo_certificate` has the step that another source of certificates would replace.
+nothing waits without a deadline. `demo_setup` has what runs, `demo_traffic` the clients, `demo_files` the
+configurations.
 """
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
-import os
 import re
 import socket
 import ssl
 import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from sniproxy.app.demo_certificate import Issued, private_ca
-from sniproxy.app.demo_programs import (
-    Program,
-    StepFailed,
-    find_haproxy,
-    haproxy_version,
-    removed,
-    reserved_port,
-    undisturbed,
-    usable_for_sockets,
-)
+from sniproxy.app.demo_files import CLIENT, DRAIN_SECONDS, INTERNAL_NAME, NAME
+from sniproxy.app.demo_programs import StepFailed, undisturbed
+from sniproxy.app.demo_setup import ANSWER_SECONDS, START_SECONDS, Setup
+from sniproxy.app.demo_traffic import REGULAR, Client, Traffic, get_page, served
 from sniproxy.app.proxy import CUT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
-NAME = "www.demo.test"
-INTERNAL_NAME = "internal.demo.test"
-"""A second name, which the configuration keeps for one client."""
+    from sniproxy.app.demo_setup import Metrics
+    from sniproxy.app.demo_traffic import Served, Sighting
 
-CLIENT, STRANGER = "127.0.0.2", "127.0.0.3"
-"""Two clients' addresses. All of 127.0.0.0/8 is this machine, and neither is what a connection has by itself."""
+T = TypeVar("T")
 
-START_SECONDS = 15.0
-"""For a program to be ready: it takes half a second, and much longer on a machine that is busy."""
-ANSWER_SECONDS = 5.0
-COMMAND_SECONDS = 15.0
-DRAIN_SECONDS = 5
-"""The demo's shutdown_grace."""
+STRANGER = "127.0.0.3"
+"""The address of a client that one of the names is not for."""
+
+VALIDITY_SECONDS = 90
+"""A certificate's life, where Let's Encrypt's have 90 days. When half of it is over the next one is ordered."""
+
+ISSUE_SECONDS = 60.0
+"""From an order to a client that sees the certificate: it takes half a second, and longer on a machine that is busy."""
+SIGHT_SECONDS = 15.0
+"""Likewise, from a certificate that HAProxy has to a client that sees it."""
+LOOK_SECONDS = 0.05
+COUNTDOWN_SECONDS = 0.25
+
+LOG_SECONDS = 0.5
+"""Until what is logged about a request that failed can be read."""
+
+ABOUT_SECONDS = 10
+"""What everything takes that is not waiting for a renewal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,59 +68,42 @@ class Step:
 class Demo:
     """One run. As a context manager it gives back everything at the end: programs, ports, files.
 
-    `obtain` gets the certificate: it is called with the names and the directory that HAProxy reads. `keep` leaves the
-    files where they are. `start_seconds` is how long a program may take to be ready.
+    keep: leave the files where they are. validity_seconds: a certificate's life. start_seconds: how long a program may
+    take to be ready. waiting: told what it is that a step waits for, and how long still, where that is long.
+
+    Raises StepFailed where a program is missing.
     """
 
     def __init__(
         self,
         *,
-        obtain: Callable[[Sequence[str], Path], Issued] = private_ca,
         keep: bool = False,
+        validity_seconds: int = VALIDITY_SECONDS,
         start_seconds: float = START_SECONDS,
+        waiting: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._haproxy_program = find_haproxy()
-        self._obtain = obtain
-        self._keep = keep
-        self._start_seconds = start_seconds
-        self._stack = contextlib.ExitStack()
-        self._haproxy: Program | None = None
-        self._proxy: Program | None = None
+        self.setup = Setup(keep=keep, validity_seconds=validity_seconds, start_seconds=start_seconds)
+        self._validity_seconds = validity_seconds
+        self._waiting = waiting
         self._page: dict[str, str] = {}
-        self.directory: Path
-        self.issued: Issued
-        self.port = self.admin_port = 0
+        self._traffic = Traffic(partial(self._connect, NAME, REGULAR, "http/1.1"))
 
     def __enter__(self) -> Self:
-        directory = Path(tempfile.mkdtemp(prefix="sniproxy-demo-", dir=usable_for_sockets(tempfile.gettempdir())))
-        self.directory = directory
-        if not self._keep:
-            self._stack.enter_context(removed(directory))
-        try:
-            self.port, self.admin_port = (self._stack.enter_context(reserved_port()) for _ in range(2))
-        except BaseException:
-            self._stack.close()
-            raise
+        self.setup.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with undisturbed():
-            for program in (self._proxy, self._haproxy):
-                if program is not None:
-                    program.kill()
-            self._stack.close()
+            self._traffic.end()
+            self.setup.__exit__(kind, error, traceback)
+            self._traffic.stop()
 
     @property
-    def config_file(self) -> Path:
-        """The proxy's configuration."""
-        return self.directory / "sniproxy.toml"
-
-    @property
-    def haproxy_cfg(self) -> Path:
-        """HAProxy's configuration."""
-        return self.directory / "haproxy.cfg"
+    def about_seconds(self) -> int:
+        """How long all steps take, more or less."""
+        return self._validity_seconds // 2 + ABOUT_SECONDS
 
     # ------------------------------------------------------------------ the steps
 
@@ -129,19 +111,26 @@ class Demo:
     def steps(self) -> tuple[Step, ...]:
         """Everything up to a set-up that runs and is proven to work."""
         internal = "compare what the two words above say with the [[routes]] of sniproxy.toml"
+        late = "look at what sniproxy said of the certificate, and pebble of its order; on a busy machine, try again"
         report = "this should not happen anywhere; please report it, with these lines"
         return (
-            Step("certificate", self._get_certificate, "see whether the directory for temporary files can be written"),
+            Step("ACME CA", self._start_ca, "look at what pebble said, and for firewalls on the loopback"),
+            Step("sniproxy", self._start_proxy, "look at what sniproxy said, and for firewalls on the loopback"),
             Step(
                 "HAProxy",
                 self._start_haproxy,
                 "HAProxy must be allowed to read files and to make a socket there; TMPDIR names another place",
             ),
-            Step("sniproxy", self._start_proxy, "look at what sniproxy said, and for firewalls on the loopback"),
+            Step("certificate", self._await_first, late),
             Step("HTTP/1.1", self._request_page, report),
             Step("HAProxy saw", self._read_page, report),
             Step("log", self._find_log_line, report),
             Step("HTTP/2", self._greet_http2, "HAProxy must be built with HTTP/2: see `haproxy -vv`"),
+            Step("traffic", self._start_traffic, report),
+            Step("renew", self._renew, late),
+            Step("on schedule", self._await_next, late),
+            Step("requests", self._count_requests, report),
+            Step("certs", self._list_certificates, report),
             Step("explain", self._explain_refusal, internal),
             Step("healthcheck", self._check_health, "something else may answer on the admin listener's port"),
             Step("metrics", self._add_up_metrics, report),
@@ -159,91 +148,100 @@ class Demo:
         except StepFailed as failure:
             if failure.words:
                 raise
-            raise StepFailed(str(failure), self._words()) from failure
+            raise StepFailed(str(failure), self.setup.words(), failure.advice) from failure
         except (OSError, http.client.HTTPException, subprocess.SubprocessError) as error:
-            raise StepFailed(f"{type(error).__name__}: {error}", self._words()) from error
+            raise StepFailed(f"{type(error).__name__}: {error}", self.setup.words()) from error
 
-    def log_lines(self) -> Iterator[tuple[str, str]]:
-        """What HAProxy and the proxy log from now on, as it comes: speaker and line. Raises StepFailed if one ends."""
-        programs = [program for program in (self._proxy, self._haproxy) if program is not None]
-        with contextlib.ExitStack() as files:
-            tails = [(program, files.enter_context(program.output.open(errors="replace"))) for program in programs]
-            for _, tail in tails:
-                tail.seek(0, os.SEEK_END)
-            while True:
-                for program, tail in tails:
-                    for line in tail:
-                        yield program.name, line.rstrip("\n")
-                    program.must_live()
-                time.sleep(0.1)
+    def go_on(self) -> Iterator[tuple[str, str]]:
+        """What happens from now on, as it comes, with who says so: what HAProxy and the proxy log, and each renewal.
 
-    def _words(self) -> list[str]:
-        return [line for program in (self._haproxy, self._proxy) if program is not None for line in program.words()]
+        Raises StepFailed if a program ends, or a request of the traffic fails.
+        """
+        self._traffic.calm_down()
+        seen = len(self._traffic.totals().sightings)
+        for lines in self.setup.log_lines():
+            yield from lines
+            totals = self._traffic.totals()
+            for sighting in totals.sightings[seen:]:
+                counts = f"{totals.requests} requests so far, {totals.failed} failed"
+                yield "traffic", f"renewed: {_in_words(sighting.served)}; {counts}"
+            seen = len(totals.sightings)
+            self._must_be_well()
+            time.sleep(LOOK_SECONDS)
+
+    def _must_be_well(self) -> None:
+        """Raises StepFailed if a program has ended, or a request has failed."""
+        self.setup.must_live()
+        try:
+            self._traffic.check()
+        except StepFailed as failure:
+            time.sleep(LOG_SECONDS)
+            raise StepFailed(str(failure), self.setup.words(), failure.advice) from failure
+
+    def _wait(self, shows: Callable[[], T | None], otherwise: str, seconds: float) -> T:
+        """Waits until something shows, and returns it. Raises StepFailed if it does not, or if all is not well."""
+        deadline = time.monotonic() + seconds
+        while not (found := shows()):
+            self._must_be_well()
+            if time.monotonic() > deadline:
+                raise StepFailed(f"{otherwise} after {seconds:g} s{self._last_error()}")
+            time.sleep(LOOK_SECONDS)
+        return found
 
     # ------------------------------------------------------------------ start
 
-    def _get_certificate(self) -> str:
-        certificates = self.directory / "certs"
-        certificates.mkdir(mode=0o700)
-        self.issued = self._obtain((NAME, INTERNAL_NAME), certificates)
-        return f"for {NAME} and {INTERNAL_NAME}, {self.issued.origin}"
-
-    def _start_haproxy(self) -> str:
-        version = haproxy_version(self._haproxy_program)
-        page = self.directory / "page.html"
-        page.write_text(PAGE)
-        socket_path = self.directory / "haproxy.sock"
-        self.haproxy_cfg.write_text(HAPROXY_CFG.format(socket=socket_path, bundle=self.issued.bundle, page=page))
-        command = (self._haproxy_program, "-db", "-f", str(self.haproxy_cfg))
-        self._haproxy = program = Program("haproxy", command, self.directory / "haproxy.log")
-        program.wait_until(
-            lambda: _listens(socket_path), f"haproxy does not listen on {socket_path}", self._start_seconds
-        )
-        return f"{version} ends TLS on {socket_path}, as process {program.pid}"
+    def _start_ca(self) -> str:
+        url = self.setup.start_ca(NAME)
+        return f"Pebble on {url}, with a DNS beside it; what it issues lasts {self._validity_seconds} s"
 
     def _start_proxy(self) -> str:
-        self.config_file.write_text(
-            SNIPROXY_TOML.format(
-                port=self.port, admin_port=self.admin_port, directory=self.directory, grace=DRAIN_SECONDS
-            )
-        )
-        self._proxy = program = Program(
-            "sniproxy", _sniproxy("run", "-c", str(self.config_file)), self.directory / "sniproxy.log"
-        )
-        program.wait_until(self._is_ready, "sniproxy is not ready", self._start_seconds)
-        return f"in front of it on 127.0.0.1:{self.port}, as process {program.pid}"
+        program = self.setup.start_proxy()
+        return f"on 127.0.0.1:{self.setup.port}, as process {program.pid}; HAProxy has a placeholder to start with"
 
-    def _is_ready(self) -> bool:
+    def _start_haproxy(self) -> str:
+        program, version = self.setup.start_haproxy()
+        return f"{version} ends TLS behind it, on {self.setup.directory}/haproxy.sock, as process {program.pid}"
+
+    def _await_first(self) -> str:
+        def is_deployed() -> bool:
+            metrics = self.setup.metrics()
+            self._must_not_have_failed(metrics)
+            return metrics.sum("sniproxy_certificate_deployed") == 1
+
+        self._wait(is_deployed, "no certificate is served", ISSUE_SECONDS)
+        with self._connect(NAME, CLIENT, "http/1.1") as tls:
+            first = served(tls)
+            get_page(tls, last=True)
+        lifetime = (first.not_after - first.not_before).total_seconds() + 1  # both ends belong to it
+        if lifetime > self._validity_seconds + 1:
+            raise StepFailed(f"pebble was told {self._validity_seconds} s, and its certificate lasts {lifetime:.0f} s")
+        return (
+            f"for {NAME} and {INTERNAL_NAME}, validated by tls-alpn-01; HAProxy serves it:\n"
+            f"{_in_words(first)}, by {first.issuer}"
+        )
+
+    def _must_not_have_failed(self, metrics: Metrics) -> None:
+        """Raises StepFailed if a certificate could not be obtained: the next attempt would be too late."""
+        if metrics.sum("sniproxy_certificate_renewals_total", 'result="failure"'):
+            raise StepFailed(f"no certificate was issued{self._last_error()}")
+
+    def _last_error(self) -> str:
         try:
-            return self._ask_admin("/readyz")[0] == http.client.OK
-        except ConnectionRefusedError:
-            return False
-
-    def _ask_admin(self, path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=ANSWER_SECONDS)
-        with contextlib.closing(connection):
-            connection.request("GET", path)
-            response = connection.getresponse()
-            return response.status, response.read().decode("utf-8", "replace")
+            error = self.setup.certificate()["last_error"]
+        except StepFailed as failure:
+            return f", nor does `certs` say why: {failure}"
+        return f": {error}" if error else ""
 
     # ------------------------------------------------------------------ proof
 
     def _connect(self, name: str, client: str, *protocols: str) -> ssl.SSLSocket:
-        """Connects as a browser would: the certificate has to be good for the name."""
-        context = ssl.create_default_context(cafile=self.issued.ca_file)
-        context.set_alpn_protocols(list(protocols))
-        connection = socket.create_connection(("127.0.0.1", self.port), ANSWER_SECONDS, source_address=(client, 0))
-        try:
-            return context.wrap_socket(connection, server_hostname=name)
-        except BaseException:
-            connection.close()
-            raise
+        return Client(self.setup.port, self.setup.ca_file).connect(name, client, *protocols)
 
     def _request_page(self) -> str:
         began = time.monotonic()
         with self._connect(NAME, CLIENT, "http/1.1") as tls:
             version = tls.version()
-            text = _get_page(tls, last=True)
+            text = get_page(tls, last=True)
         took = time.monotonic() - began
         self._page = dict(re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', text))
         if not self._page:
@@ -262,20 +260,15 @@ class Demo:
         return f"{', '.join(values[:3])},\n{', '.join(values[3:])}"
 
     def _find_log_line(self) -> str:
-        assert self._proxy is not None
-        identity = self._page["fc_pp_unique_id"]
+        proxy, identity = self.setup.proxy, self._page["fc_pp_unique_id"]
         found: list[str] = []
 
         def look() -> bool:
-            found[:] = [line for line in self._proxy_output() if line.endswith(identity)]
+            found[:] = [line for line in proxy.lines() if line.endswith(identity)]
             return bool(found)
 
-        self._proxy.wait_until(look, f"no line of sniproxy's log ends in {identity}", ANSWER_SECONDS)
+        proxy.wait_until(look, f"no line of sniproxy's log ends in {identity}", ANSWER_SECONDS)
         return f"the same id ends the connection's line in sniproxy's log:\n{found[0]}"
-
-    def _proxy_output(self) -> list[str]:
-        assert self._proxy is not None
-        return self._proxy.output.read_text(errors="replace").splitlines()
 
     def _greet_http2(self) -> str:
         with self._connect(NAME, CLIENT, "h2", "http/1.1") as tls:
@@ -291,9 +284,98 @@ class Demo:
             raise StepFailed(f"HAProxy does not begin with SETTINGS, but with {head.hex() or 'nothing'}")
         return "h2 chosen by ALPN, and HAProxy's SETTINGS frame came"
 
+    # ------------------------------------------------------------------ renewals under traffic
+
+    def _start_traffic(self) -> str:
+        self._traffic.start()
+
+        def has_begun() -> bool:
+            totals = self._traffic.totals()
+            return totals.requests > totals.kept > 0
+
+        self._wait(has_begun, "no request is answered", SIGHT_SECONDS)
+        return f"requests without a break from {REGULAR}: a new connection for each, and one that stays open"
+
+    def _renew(self) -> str:
+        known = self._known_serials()
+        (result,) = json.loads(self.setup.command("renew", "--force", "--json", seconds=ISSUE_SECONDS))
+        new = self._wait(lambda: self._first_unknown(known), "no client gets the new certificate", SIGHT_SECONDS)
+        if result["status"]["serial"] != new.served.serial:
+            serial = result["status"]["serial"]
+            raise StepFailed(f"`sniproxy renew` tells of serial {serial}, and clients get {new.served.serial}")
+        self._await_kept()
+        return (
+            f"by `sniproxy renew --force`: {_in_words(new.served)}\n"
+            f"{self._how_soon(new)}; the connection that was open before goes on"
+        )
+
+    def _await_next(self) -> str:
+        known = self._known_serials()
+        metrics = self.setup.metrics()
+        ends = metrics.sum("sniproxy_certificate_not_after_timestamp_seconds")
+        due = metrics.sum("sniproxy_certificate_renew_at_timestamp_seconds")
+        while not (new := self._first_unknown(known)):
+            self._must_be_well()
+            metrics = self.setup.metrics()
+            self._must_not_have_failed(metrics)
+            if metrics.sum("sniproxy_certificate_not_after_timestamp_seconds") == ends:
+                # The CA may have been asked meanwhile, and have said another time.
+                due = metrics.sum("sniproxy_certificate_renew_at_timestamp_seconds")
+            left = due - time.time()
+            if left < -ISSUE_SECONDS:
+                raise StepFailed(f"no new certificate {ISSUE_SECONDS:g} s after it was due{self._last_error()}")
+            at, totals = _time(datetime.fromtimestamp(due, UTC)), self._traffic.totals()
+            so_far = f"{totals.requests} requests so far, {totals.failed} failed"
+            self._waiting(f"the next renewal comes by itself, at {at}: in {max(left, 0):.0f} s; {so_far}")
+            time.sleep(COUNTDOWN_SECONDS)
+        self._await_kept()
+        return (
+            f"by itself: {_in_words(new.served)}\n"
+            f"{self._how_soon(new)}; HAProxy is still process {self.setup.haproxy.pid}, nothing was reloaded"
+        )
+
+    def _known_serials(self) -> set[str]:
+        return {sighting.served.serial for sighting in self._traffic.totals().sightings}
+
+    def _first_unknown(self, known: set[str]) -> Sighting | None:
+        sightings = self._traffic.totals().sightings
+        return next((sighting for sighting in sightings if sighting.served.serial not in known), None)
+
+    def _await_kept(self) -> None:
+        """Until there was one more answer on the connection that stays open, and over new ones."""
+        before = self._traffic.totals()
+
+        def goes_on() -> bool:
+            now = self._traffic.totals()
+            return now.kept > before.kept and now.requests - now.kept > before.requests - before.kept
+
+        self._wait(goes_on, "requests hang", SIGHT_SECONDS)
+
+    def _how_soon(self, sighting: Sighting) -> str:
+        delay = (sighting.at - self.setup.bundle.stat().st_ctime) * 1000
+        return f"a client got it {max(delay, 0):.0f} ms after it was on disk"
+
+    def _count_requests(self) -> str:
+        self._must_be_well()
+        totals = self._traffic.totals()
+        return (
+            f"{totals.requests} requests, {totals.failed} failed, serials seen: {len(totals.sightings)}\n"
+            f"{totals.kept} of them over the one connection that stays open"
+        )
+
+    # ------------------------------------------------------------------ commands
+
+    def _list_certificates(self) -> str:
+        certificate = self.setup.certificate()
+        newest = self._traffic.totals().sightings[-1].served.serial
+        if not certificate["deployed"] or certificate["serial"] != newest:
+            raise StepFailed(f"clients get serial {newest}, and `sniproxy certs` says {certificate}")
+        renewal = _time(datetime.fromisoformat(certificate["renew_at"]))
+        return f"{certificate['name']}: serial {newest}, deployed, next renewal {renewal} ({certificate['reason']})"
+
     def _explain_refusal(self) -> str:
         arguments = ("--sni", INTERNAL_NAME, "--from", STRANGER, "--json")
-        explained = json.loads(self._command("explain", *arguments))
+        explained = json.loads(self.setup.command("explain", *arguments))
         if explained["backend"] is not None:
             raise StepFailed(f"{INTERNAL_NAME} should be refused to {STRANGER}, and explain says {explained}")
         try:
@@ -307,166 +389,54 @@ class Demo:
         return f"{INTERNAL_NAME} from {STRANGER} is refused: {explained['reason']}\nand so it is: alert {alert}"
 
     def _check_health(self) -> str:
-        self._command("healthcheck")
+        self.setup.command("healthcheck")
         return "exit status 0: ready"
 
-    def _command(self, name: str, *arguments: str) -> str:
-        """Runs a command of this program. Raises StepFailed unless it exits with 0."""
-        done = subprocess.run(  # noqa: S603  this very program
-            _sniproxy(name, "-c", str(self.config_file), *arguments),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=COMMAND_SECONDS,
-            check=False,
-            text=True,
-        )
-        if done.returncode:
-            words = [f"sniproxy {name}: {line}" for line in (done.stdout + done.stderr).splitlines()]
-            raise StepFailed(f"sniproxy {name} exits with {done.returncode}", words)
-        return done.stdout
-
     def _add_up_metrics(self) -> str:
-        with self._connect(NAME, CLIENT, "http/1.1") as tls:
-            _get_page(tls)
-            _, text = self._ask_admin("/metrics")
-            _get_page(tls, last=True)
-        accepted = sum(_samples(text, "sniproxy_connections_accepted_total").values())
-        active = sum(_samples(text, "sniproxy_connections_active").values())
-        outcomes: dict[str, int] = {}
-        for labels, count in _samples(text, "sniproxy_connections_total").items():
+        metrics = self.setup.metrics()
+        accepted = metrics.sum("sniproxy_connections_accepted_total")
+        active = metrics.sum("sniproxy_connections_active")
+        outcomes: dict[str, float] = {}
+        for labels, count in metrics.samples("sniproxy_connections_total").items():
             outcome = labels.partition('outcome="')[2].partition('"')[0]
             outcomes[outcome] = outcomes.get(outcome, 0) + count
-        terms = [f"{active} active", *(f"{count} {outcome}" for outcome, count in outcomes.items() if count)]
+        terms = [f"{active:.0f} active", *(f"{count:.0f} {outcome}" for outcome, count in outcomes.items() if count)]
         if not accepted or accepted != active + sum(outcomes.values()):
-            raise StepFailed(f"{accepted} accepted is not {' + '.join(terms)}")
-        return f"{accepted} accepted = {' + '.join(terms)}"
+            raise StepFailed(f"{accepted:.0f} accepted is not {' + '.join(terms)}")
+        return f"{accepted:.0f} accepted = {' + '.join(terms)}"
 
     # ------------------------------------------------------------------ the end
 
     def _drain(self, *, guests: bool) -> str:
         """A connection that is open at TERM goes on, new ones are refused, and when it is over the proxy ends."""
-        proxy = self._proxy
-        assert proxy is not None
+        self._must_be_well()
+        self._traffic.stop()
+        self._must_be_well()
+        total = f"{self._traffic.totals().requests} requests in all, 0 failed"
+        proxy = self.setup.proxy
         with self._connect(NAME, CLIENT, "http/1.1") as tls:
-            _get_page(tls)
+            get_page(tls)
             proxy.terminate()
             proxy.wait_until(self._refuses_new_ones, "sniproxy goes on accepting after TERM", ANSWER_SECONDS)
-            _get_page(tls, last=True)
+            get_page(tls, last=True)
         code = proxy.wait(DRAIN_SECONDS + ANSWER_SECONDS)
         if code == CUT and guests:
-            return f"connections that did not end within {DRAIN_SECONDS} s were cut; exit status {CUT}"
+            return f"{total}; connections that did not end within {DRAIN_SECONDS} s were cut; exit status {CUT}"
         if code:
             raise StepFailed(f"sniproxy drained, and exited with {code}")
-        return "after TERM an open connection was still answered, a new one refused; exit status 0"
+        return f"{total}\nafter TERM an open connection was still answered, a new one refused; exit status 0"
 
     def _refuses_new_ones(self) -> bool:
         try:
-            socket.create_connection(("127.0.0.1", self.port), ANSWER_SECONDS).close()
+            socket.create_connection(("127.0.0.1", self.setup.port), ANSWER_SECONDS).close()
         except ConnectionRefusedError:
             return True
         return False
 
 
-def _sniproxy(*arguments: str) -> tuple[str, ...]:
-    # -P: whatever lies in the working directory, this same program.
-    return (sys.executable, "-P", "-m", "sniproxy", *arguments)
+def _in_words(certificate: Served) -> str:
+    return f"serial {certificate.serial}, until {_time(certificate.not_after)}"
 
 
-def _get_page(tls: ssl.SSLSocket, *, last: bool = False) -> str:
-    """Asks for the page. The `last` time, it lets HAProxy be the one to close."""
-    end = "Connection: close\r\n" if last else ""
-    tls.sendall(f"GET / HTTP/1.1\r\nHost: {NAME}\r\n{end}\r\n".encode("ascii"))
-    response = http.client.HTTPResponse(tls)
-    with contextlib.closing(response):
-        response.begin()
-        text = response.read().decode("utf-8", "replace")
-    if response.status != http.client.OK:
-        raise StepFailed(f"https://{NAME}/ answers with status {response.status}: {text[:200]!r}")
-    if last and tls.recv(1):
-        raise StepFailed(f"https://{NAME}/ sends more than its answer")
-    return text
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(ANSWER_SECONDS)
-        try:
-            probe.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        return True
-
-
-def _samples(text: str, name: str) -> dict[str, int]:
-    """The samples of a metric, by their labels."""
-    found = re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", text, re.MULTILINE)
-    return {labels: int(float(value)) for labels, value in found}
-
-
-SNIPROXY_TOML = f"""\
-[proxy]
-listen = ["127.0.0.1:{{port}}"]
-default_backend = "haproxy"
-max_connections = 256
-shutdown_grace = "{{grace}}s"
-
-[backends.haproxy]
-servers = ["unix:{{directory}}/haproxy.sock"]    # with a PROXY v2 header, which is the default
-
-# A name that is there for one client only.
-[[routes]]
-sni = ["{INTERNAL_NAME}"]
-backend = "haproxy"
-allow = ["{CLIENT}/32"]
-
-[admin]
-listen = "127.0.0.1:{{admin_port}}"
-control_socket = "{{directory}}/control.sock"
-"""
-
-HAPROXY_CFG = """\
-global
-    maxconn 200
-    nbthread 1
-    log stdout format raw local0
-
-defaults
-    mode http
-    log global
-    option dontlognull
-    timeout connect 5s
-    timeout client 30s
-    timeout server 30s
-    # A browser's idle connections are not to hold up the end.
-    timeout http-request 2s
-    timeout http-keep-alive 2s
-
-frontend https
-    bind unix@{socket} accept-proxy ssl crt {bundle.parent} alpn h2,http/1.1
-    unique-id-format %[fc_pp_unique_id]
-    log-format "%ci:%cp %HM %HP %HV %ST %B %ID"
-    http-request return status 200 content-type "text/html; charset=utf-8" lf-file {page}
-"""
-
-# HAProxy fills it in. A name may hold anything that a client sends: what is not of a host name is replaced.
-PAGE = """\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>What HAProxy sees</title>
-<style>
-html { color-scheme: light dark }
-body { font: 1.1em/1.5 system-ui, sans-serif; margin: 3em auto; max-width: 40em; padding: 0 1em }
-th { text-align: left; padding-right: 2em; font-weight: normal; opacity: .7 }
-td { font-family: ui-monospace, monospace }
-</style>
-<h1>What HAProxy sees</h1>
-<p>This page comes from HAProxy. TLS ended there; sniproxy passed it on untouched, and told it who is asking.
-<table>
-<tr><th scope="row">src</th><td>%[src]</td></tr>
-<tr><th scope="row">req.ver</th><td>%[req.ver]</td></tr>
-<tr><th scope="row">ssl_fc_sni</th><td>%[ssl_fc_sni,regsub([^A-Za-z0-9._-],_,g)]</td></tr>
-<tr><th scope="row">fc_pp_authority</th><td>%[fc_pp_authority,regsub([^A-Za-z0-9._-],_,g)]</td></tr>
-<tr><th scope="row">fc_pp_unique_id</th><td>%[fc_pp_unique_id]</td></tr>
-</table>
-"""
+def _time(instant: datetime) -> str:
+    return f"{instant.astimezone(UTC):%H:%M:%S} UTC"

@@ -1,8 +1,12 @@
-"""How the demo gets its certificate: from a CA of its own, made on the spot."""
+"""The certificate of the demo's ACME test CA itself, for its https: signed by a CA made on the spot.
+
+It has nothing to do with the certificates that are issued there.
+"""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography import x509
@@ -11,20 +15,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
 
 class Issued(NamedTuple):
-    """A certificate: the file of the CA to trust, HAProxy's bundle of key and chain, and where it is from in words."""
+    """A certificate: the file of the CA to trust, and the one with key and certificate."""
 
     ca_file: Path
-    bundle: Path
-    origin: str
+    certificate_file: Path
 
 
-def private_ca(names: Sequence[str], directory: Path) -> Issued:
-    """Makes a CA, and a certificate for the names that it signs. The CA's key is kept nowhere."""
+def private_ca(address: str, directory: Path) -> Issued:
+    """Makes a CA, and a certificate for an IP address that it signs, good for a day. The CA's key is kept nowhere."""
     now = datetime.now(UTC)
     begin, end = now - timedelta(minutes=5), now + timedelta(days=1)
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
@@ -44,7 +46,7 @@ def private_ca(names: Sequence[str], directory: Path) -> Issued:
     )
     leaf = (
         certificate(x509.Name([]), key.public_key())
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=True)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -54,10 +56,10 @@ def private_ca(names: Sequence[str], directory: Path) -> Issued:
     )
     pem = serialization.Encoding.PEM
     key_pem = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    issued = Issued(directory.parent / "ca.pem", directory / f"{names[0]}.pem", "signed by a CA made for it")
+    issued = Issued(directory / "ca.pem", directory / "certificate.pem")
     issued.ca_file.write_bytes(ca.public_bytes(pem))
-    issued.bundle.touch(mode=0o600)
-    issued.bundle.write_bytes(key_pem + leaf.public_bytes(pem))
+    issued.certificate_file.touch(mode=0o600)
+    issued.certificate_file.write_bytes(key_pem + leaf.public_bytes(pem))
     return issued
 
 

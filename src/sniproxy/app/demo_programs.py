@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from sniproxy.errors import SniproxyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 VERSION_SECONDS = 15.0
@@ -25,31 +25,47 @@ VERSION_SECONDS = 15.0
 # Debian keeps haproxy in /usr/sbin, which is not in the PATH of ordinary users.
 MORE_PATH = "/usr/sbin:/usr/local/sbin:/sbin"
 OLDEST_HAPROXY = (2, 2)
-"""The first one with fc_pp_authority, fc_pp_unique_id and `http-request return`."""
+"""The first one with fc_pp_authority, fc_pp_unique_id, `http-request return`, and certificates set at run time."""
 
-MISSING_HAPROXY = "demo: needs haproxy, neither in PATH nor in /usr/sbin: apt-get install haproxy"
+PACKAGES = {"haproxy": "haproxy", "pebble": "pebble", "pebble-challtestsrv": "pebble"}
+"""What the demo runs, and the package of Debian and Ubuntu that has it."""
 
 _WORDS_LINES = 12
 _PR_SET_PDEATHSIG = 1
 
 
 class StepFailed(SniproxyError):
-    """A step of the demo did not work. `words` are what the programs said, each line with its speaker."""
+    """A step of the demo did not work.
 
-    def __init__(self, message: str, words: Sequence[str] = ()) -> None:
+    `words` are what the programs said, each line with its speaker. `advice` is what to do, where that is not what the
+    step has for all its failures.
+    """
+
+    def __init__(self, message: str, words: Sequence[str] = (), advice: str = "") -> None:
         super().__init__(message)
         self.words = tuple(words)
+        self.advice = advice
 
 
 class Program:
     """A child process in a session of its own, where no Ctrl-C of the terminal comes; it dies with this process.
 
-    Everything it says is in the file `output`.
+    Everything it says is in the file `output`. Lines that match `dull` are nothing to show to anybody. `environment`
+    is in addition to ours.
     """
 
-    def __init__(self, name: str, command: Sequence[str], output: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        output: Path,
+        *,
+        dull: re.Pattern[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.output = output
+        self._dull = dull
         with output.open("wb") as stream:
             self._child = subprocess.Popen(  # noqa: S603  what the demo starts is its own choice
                 command,
@@ -57,14 +73,23 @@ class Program:
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,
-                preexec_fn=_dying_with(os.getpid()),  # noqa: PLW1509  there are no threads here
+                env={**os.environ, **(environment or {})},
+                preexec_fn=_dying_with(os.getpid()),  # noqa: PLW1509  all of them start before the first thread
             )
         self.pid = self._child.pid
 
     def words(self) -> list[str]:
-        """The last lines it said."""
-        lines = self.output.read_text(errors="replace").splitlines()[-_WORDS_LINES:]
-        return [f"{self.name}: {line}" for line in lines]
+        """The last lines it said that are worth showing, each with its name."""
+        lines = [line for line in self.lines() if self.is_worth_showing(line)]
+        return [f"{self.name}: {line}" for line in lines[-_WORDS_LINES:]]
+
+    def lines(self) -> list[str]:
+        """All that it said."""
+        return self.output.read_text(errors="replace").splitlines()
+
+    def is_worth_showing(self, line: str) -> bool:
+        """Whether a line of its output is one for people."""
+        return self._dull is None or self._dull.match(line) is None
 
     def must_live(self) -> None:
         """Raises StepFailed if it has ended."""
@@ -111,12 +136,15 @@ def _dying_with(parent: int) -> Callable[[], None]:
     return ask_kernel
 
 
-def find_haproxy() -> str:
-    """The path of haproxy. Raises StepFailed, with the line to print, where there is none."""
-    path = os.environ.get("PATH", os.defpath)
-    found = shutil.which("haproxy", path=f"{path}{os.pathsep}{MORE_PATH}")
-    if found is None:
-        raise StepFailed(MISSING_HAPROXY)
+def find_programs() -> dict[str, str]:
+    """The paths of PACKAGES' programs, by name. Raises StepFailed, with the line to print, where one is missing."""
+    path = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{MORE_PATH}"
+    found = {name: where for name in PACKAGES if (where := shutil.which(name, path=path)) is not None}
+    missing = [name for name in PACKAGES if name not in found]
+    if missing:
+        packages = " ".join(dict.fromkeys(PACKAGES[name] for name in missing))
+        names = " and ".join(missing)
+        raise StepFailed(f"demo: needs {names}, neither in PATH nor in /usr/sbin: apt-get install {packages}")
     return found
 
 
@@ -154,7 +182,7 @@ def removed(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reserved_port() -> Iterator[int]:
-    """A free port of 127.0.0.1 that nobody else is given.
+    """A free port of 127.0.0.1, for TCP, that nobody else is given.
 
     It is bound here but not listened on, so a program that binds it with SO_REUSEADDR, as servers do, gets it all the
     same; nobody who asks the kernel for any free port does.

@@ -18,6 +18,9 @@ from sniproxy.cli.program import FAILED, fail
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rich.live import Live
+    from rich.text import Text
+
     from sniproxy.app.demo import Demo, Step
     from sniproxy.app.demo_programs import StepFailed
 
@@ -31,7 +34,8 @@ _INDENT = " " * (_TITLE_WIDTH + 5)
 def demo(*, once: bool, keep: bool) -> None:
     """Set everything up on 127.0.0.1, and prove that it works.
 
-    HAProxy, a certificate and the proxy: no configuration, no root, no internet. Runs until Ctrl-C.
+    An ACME CA, the proxy, HAProxy, and certificates that are renewed while they are used: no configuration, no root,
+    no internet. Runs until Ctrl-C.
     """
     from sniproxy.app.demo import Demo
     from sniproxy.app.demo_programs import StepFailed
@@ -39,9 +43,10 @@ def demo(*, once: bool, keep: bool) -> None:
     screen = _screen()
     with _signals_as_interrupts():
         try:
-            subject = Demo(keep=keep)
+            subject = Demo(keep=keep, waiting=screen.waiting)
             end = "its files are kept" if keep else "everything is removed in the end"
             screen.line(f"sniproxy {__version__} demo: nothing leaves this machine, {end}")
+            screen.line(f"It takes about {subject.about_seconds} s, most of which is waiting for a renewal.")
             began = time.monotonic()
             with subject:
                 for step in subject.steps:
@@ -49,20 +54,21 @@ def demo(*, once: bool, keep: bool) -> None:
                 if not once:
                     with contextlib.suppress(KeyboardInterrupt):
                         _invite(screen, subject, time.monotonic() - began)
-                        for speaker, line in subject.log_lines():
+                        for speaker, line in subject.go_on():
                             screen.line(f"{speaker:<9} {line}")
                     screen.line("")
                 _show(screen, subject, subject.drain(guests=not once))
         except StepFailed as error:
-            fail("\n".join((str(error), *error.words)))
+            advice = (f"what to do: {error.advice}",) if error.advice else ()
+            fail("\n".join((str(error), *error.words, *advice)))
         except KeyboardInterrupt:
             fail("demo: stopped before the end")
     if once:
         screen.line(f"All {len(subject.steps) + 1} steps worked, in {time.monotonic() - began:.1f} s.")
     if keep:
-        screen.line(f"Left in place: {subject.directory}")
-    elif subject.directory.exists():
-        fail(f"demo: {subject.directory} could not be removed")
+        screen.line(f"Left in place: {subject.setup.directory}")
+    elif subject.setup.directory.exists():
+        fail(f"demo: {subject.setup.directory} could not be removed")
     else:
         screen.line("No process and no file is left.")
 
@@ -84,21 +90,23 @@ def _give_up(screen: _Screen, subject: Demo, step: Step, failure: StepFailed) ->
     screen.failed(step.title, str(failure))
     for line in failure.words:
         click.echo(f"{_INDENT}{line}", err=True)
-    click.echo(f"what to do: {step.advice}", err=True)
-    if subject.directory.exists():
+    click.echo(f"what to do: {failure.advice or step.advice}", err=True)
+    if subject.setup.directory.exists():
         click.echo("            `sniproxy demo --keep` leaves configurations and logs to look at", err=True)
     sys.exit(FAILED)
 
 
 def _invite(screen: _Screen, subject: Demo, seconds: float) -> None:
     """What to try while it runs."""
-    from sniproxy.app.demo import CLIENT, INTERNAL_NAME, NAME
+    from sniproxy.app.demo_files import CLIENT, INTERNAL_NAME, NAME
+
+    setup = subject.setup
 
     def curl(name: str, *more: str) -> str:
-        words = ("curl", *more, "--cacert", str(subject.issued.ca_file))
-        return " ".join((*words, "--resolve", f"{name}:{subject.port}:127.0.0.1", f"https://{name}:{subject.port}/"))
+        words = ("curl", *more, "--cacert", str(setup.ca_file))
+        return " ".join((*words, "--resolve", f"{name}:{setup.port}:127.0.0.1", f"https://{name}:{setup.port}/"))
 
-    admin = f"http://127.0.0.1:{subject.admin_port}"
+    admin = f"http://127.0.0.1:{setup.admin_port}"
     text = f"""
 Ready in {seconds:.1f} s. Try it from another terminal:
 
@@ -108,14 +116,18 @@ Ready in {seconds:.1f} s. Try it from another terminal:
     the same over HTTP/1.1, from another client
 {curl(INTERNAL_NAME)}
     refused; with --interface {CLIENT} it is let through
-{_myself()} explain -c {subject.config_file} --sni {INTERNAL_NAME} --from {CLIENT}
+{_myself()} explain -c {setup.config_file} --sni {INTERNAL_NAME} --from {CLIENT}
     why
+{_myself()} renew -c {setup.config_file} --force
+    another certificate now
+{_myself()} certs -c {setup.config_file}
+    which one there is, and when the next one comes
 
-configuration   {subject.config_file}
-haproxy.cfg     {subject.haproxy_cfg}
+configuration   {setup.config_file}
+haproxy.cfg     {setup.haproxy_cfg}
 admin           {admin}/metrics  {admin}/readyz
 
-The log of both follows, until Ctrl-C:
+Requests go on. The log of both, without these requests, and each renewal follow until Ctrl-C:
 """
     for line in text.splitlines():
         screen.line(line)
@@ -158,6 +170,9 @@ class _Screen(Protocol):
     def doing(self, title: str) -> contextlib.AbstractContextManager[object]:
         """A step is being done."""
 
+    def waiting(self, text: str) -> None:
+        """It waits for something, which may be told anew as often as one likes."""
+
     def done(self, title: str, found: str, seconds: float) -> None:
         """It worked."""
 
@@ -174,11 +189,22 @@ def _screen() -> _Screen:
 class _Plain:
     """For pipes and files: a line at a time, at once, and nothing but text."""
 
+    def __init__(self) -> None:
+        self._title = ""
+        self._waits = False
+
     def line(self, text: str) -> None:
         click.echo(_printable(text, sys.stdout.encoding))
 
-    def doing(self, title: str) -> contextlib.AbstractContextManager[object]:  # noqa: ARG002
+    def doing(self, title: str) -> contextlib.AbstractContextManager[object]:
+        self._title, self._waits = title, False
         return contextlib.nullcontext()
+
+    def waiting(self, text: str) -> None:
+        """Only what it says first: there is no taking back."""
+        if not self._waits:
+            self._waits = True
+            self.line(f"  … {self._title:<{_TITLE_WIDTH}} {text}")
 
     def done(self, title: str, found: str, seconds: float) -> None:
         first, *rest = found.splitlines()
@@ -196,15 +222,25 @@ class _Terminal(_Plain):
     def __init__(self) -> None:
         from rich.console import Console
 
+        super().__init__()
         self._console = Console(highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        self._shown = ""
 
     def doing(self, title: str) -> contextlib.AbstractContextManager[object]:
         from rich.live import Live
-        from rich.text import Text
 
+        self._title, self._shown = title, ""
         # No spinner: it would turn in a thread of its own, and programs are started meanwhile.
-        line = Text(f"  … {title}", style="dim")
-        return Live(line, console=self._console, transient=True, auto_refresh=False, redirect_stdout=False)
+        self._live = Live(
+            _dim(f"  … {title}"), console=self._console, transient=True, auto_refresh=False, redirect_stdout=False
+        )
+        return self._live
+
+    def waiting(self, text: str) -> None:
+        if self._live is not None and text != self._shown:
+            self._shown = text
+            self._live.update(_dim(f"  … {self._title:<{_TITLE_WIDTH}} {text}"), refresh=True)
 
     def done(self, title: str, found: str, seconds: float) -> None:
         from rich.text import Text
@@ -221,6 +257,12 @@ class _Terminal(_Plain):
 
         text = Text.assemble(("  ✗ ", "red"), (f"{title:<{_TITLE_WIDTH}} ", "bold"), message)
         Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+
+
+def _dim(text: str) -> Text:
+    from rich.text import Text
+
+    return Text(text, style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def _printable(text: str, encoding: str) -> str:
