@@ -12,7 +12,7 @@ from sniproxy.app import demo as app
 from sniproxy.app import demo_programs
 from sniproxy.app.demo import Step
 from sniproxy.app.demo_programs import StepFailed
-from sniproxy.cli.demo import _signals_as_interrupts, _Terminal, demo
+from sniproxy.cli.demo import _signals_as_interrupts, demo
 
 
 @pytest.fixture
@@ -211,28 +211,3 @@ def test_what_is_ignored_stays_ignored():
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_a_terminal_counts_down(capsys, monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    screen = _Terminal()
-    with screen.doing("on schedule"):
-        for text in ("in 2 s", "in 2 s", "in 1 s"):
-            screen.waiting(text)
-    out = capsys.readouterr().out
-    assert out.count("on schedule  in 2 s") == 1
-    assert "on schedule  in 1 s" in out
-    assert out.index("in 2 s") < out.index("in 1 s")
-
-
-def test_a_terminal_gets_the_same_text(capsys):
-    screen = _Terminal()
-    with screen.doing("HAProxy"):
-        pass
-    screen.done("HAProxy", "2.6.12 [not markup]\nand more", 0.25)
-    screen.failed("HAProxy", "[no]")
-    out, err = capsys.readouterr()
-    assert "✓ HAProxy      2.6.12 [not markup] (0.25 s)\n" in out
-    assert "and more" in out
-    assert "✗ HAProxy      [no]" in err

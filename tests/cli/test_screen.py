@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sniproxy.cli.screen import Mark, Plain, Terminal, screen
+from sniproxy.cli.screen import Mark, Plain, Terminal, open_screen
 
 
 @pytest.fixture(params=[Plain, Terminal])
@@ -16,12 +16,12 @@ def either(request):
 
 
 def test_a_pipe_gets_plain_lines():
-    assert type(screen()) is Plain
+    assert type(open_screen()) is Plain
 
 
 def test_a_terminal_gets_colour(monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert type(screen()) is Terminal
+    assert type(open_screen()) is Terminal
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,17 @@ def test_in_a_pipe_what_is_waited_for_is_said_once(capsys):
     assert capsys.readouterr().out == "  … renewal      59 s\n  … the next     3 s\n"
 
 
-def test_on_a_terminal_it_is_gone_afterwards(capsys):
-    terminal = Terminal()
-    with terminal.doing("renewal"):
-        terminal.waiting("59 s")
-        terminal.waiting("59 s")
-    assert "renewal" not in capsys.readouterr().out.splitlines()[-1:]
+def test_a_terminal_counts_down(capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    screen = Terminal()
+    with screen.doing("on schedule"):
+        for text in ("in 2 s", "in 2 s", "in 1 s"):
+            screen.waiting(text)
+    out = capsys.readouterr().out
+    assert out.count("on schedule  in 2 s") == 1
+    assert "on schedule  in 1 s" in out
+    assert out.index("in 2 s") < out.index("in 1 s")
 
 
 def test_an_encoding_without_these_signs(monkeypatch):

@@ -8,24 +8,19 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from sniproxy import __version__
 from sniproxy.cli.program import FAILED, fail
+from sniproxy.cli.screen import INDENT, Screen, open_screen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.live import Live
-    from rich.text import Text
-
     from sniproxy.app.demo import Demo, Step
     from sniproxy.app.demo_programs import StepFailed
-
-_TITLE_WIDTH = 12
-_INDENT = " " * (_TITLE_WIDTH + 5)
 
 
 @click.command()
@@ -40,7 +35,7 @@ def demo(*, once: bool, keep: bool) -> None:
     from sniproxy.app.demo import Demo
     from sniproxy.app.demo_programs import StepFailed
 
-    screen = _screen()
+    screen = open_screen()
     with _signals_as_interrupts():
         try:
             subject = Demo(keep=keep, waiting=screen.waiting)
@@ -73,7 +68,7 @@ def demo(*, once: bool, keep: bool) -> None:
         screen.line("No process and no file is left.")
 
 
-def _show(screen: _Screen, subject: Demo, step: Step) -> None:
+def _show(screen: Screen, subject: Demo, step: Step) -> None:
     """Does one step and shows what it found; where it fails, says who said what, and exits."""
     from sniproxy.app.demo_programs import StepFailed
 
@@ -86,17 +81,17 @@ def _show(screen: _Screen, subject: Demo, step: Step) -> None:
     screen.done(step.title, found, time.monotonic() - began)
 
 
-def _give_up(screen: _Screen, subject: Demo, step: Step, failure: StepFailed) -> NoReturn:
+def _give_up(screen: Screen, subject: Demo, step: Step, failure: StepFailed) -> NoReturn:
     screen.failed(step.title, str(failure))
     for line in failure.words:
-        click.echo(f"{_INDENT}{line}", err=True)
+        click.echo(f"{INDENT}{line}", err=True)
     click.echo(f"what to do: {failure.advice or step.advice}", err=True)
     if subject.setup.directory.exists():
         click.echo("            `sniproxy demo --keep` leaves configurations and logs to look at", err=True)
     sys.exit(FAILED)
 
 
-def _invite(screen: _Screen, subject: Demo, seconds: float) -> None:
+def _invite(screen: Screen, subject: Demo, seconds: float) -> None:
     """What to try while it runs."""
     from sniproxy.app.demo_files import CLIENT, INTERNAL_NAME, NAME
 
@@ -158,113 +153,3 @@ def _signals_as_interrupts() -> Iterator[None]:
     finally:
         for number, was in before.items():
             signal.signal(number, was)
-
-
-# ---------------------------------------------------------------------- how it looks
-
-
-class _Screen(Protocol):
-    def line(self, text: str) -> None:
-        """A line of text."""
-
-    def doing(self, title: str) -> contextlib.AbstractContextManager[object]:
-        """A step is being done."""
-
-    def waiting(self, text: str) -> None:
-        """It waits for something, which may be told anew as often as one likes."""
-
-    def done(self, title: str, found: str, seconds: float) -> None:
-        """It worked."""
-
-    def failed(self, title: str, message: str) -> None:
-        """It did not."""
-
-
-def _screen() -> _Screen:
-    if sys.stdout.isatty():
-        return _Terminal()
-    return _Plain()
-
-
-class _Plain:
-    """For pipes and files: a line at a time, at once, and nothing but text."""
-
-    def __init__(self) -> None:
-        self._title = ""
-        self._waits = False
-
-    def line(self, text: str) -> None:
-        click.echo(_printable(text, sys.stdout.encoding))
-
-    def doing(self, title: str) -> contextlib.AbstractContextManager[object]:
-        self._title, self._waits = title, False
-        return contextlib.nullcontext()
-
-    def waiting(self, text: str) -> None:
-        """Only what it says first: there is no taking back."""
-        if not self._waits:
-            self._waits = True
-            self.line(f"  … {self._title:<{_TITLE_WIDTH}} {text}")
-
-    def done(self, title: str, found: str, seconds: float) -> None:
-        first, *rest = found.splitlines()
-        self.line(f"  ✓ {title:<{_TITLE_WIDTH}} {first} ({seconds:.2f} s)")
-        for line in rest:
-            self.line(f"{_INDENT}{line}")
-
-    def failed(self, title: str, message: str) -> None:
-        click.echo(_printable(f"  ✗ {title:<{_TITLE_WIDTH}} {message}", sys.stderr.encoding), err=True)
-
-
-class _Terminal(_Plain):
-    """For people: colour, and what is being done while it takes time."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        super().__init__()
-        self._console = Console(highlight=False, soft_wrap=True)
-        self._live: Live | None = None
-        self._shown = ""
-
-    def doing(self, title: str) -> contextlib.AbstractContextManager[object]:
-        from rich.live import Live
-
-        self._title, self._shown = title, ""
-        # No spinner: it would turn in a thread of its own, and programs are started meanwhile.
-        self._live = Live(
-            _dim(f"  … {title}"), console=self._console, transient=True, auto_refresh=False, redirect_stdout=False
-        )
-        return self._live
-
-    def waiting(self, text: str) -> None:
-        if self._live is not None and text != self._shown:
-            self._shown = text
-            self._live.update(_dim(f"  … {self._title:<{_TITLE_WIDTH}} {text}"), refresh=True)
-
-    def done(self, title: str, found: str, seconds: float) -> None:
-        from rich.text import Text
-
-        first, *rest = found.splitlines()
-        took = (f" ({seconds:.2f} s)", "dim")
-        self._console.print(Text.assemble(("  ✓ ", "green"), (f"{title:<{_TITLE_WIDTH}} ", "bold"), first, took))
-        for line in rest:
-            self._console.print(Text(f"{_INDENT}{line}"))
-
-    def failed(self, title: str, message: str) -> None:
-        from rich.console import Console
-        from rich.text import Text
-
-        text = Text.assemble(("  ✗ ", "red"), (f"{title:<{_TITLE_WIDTH}} ", "bold"), message)
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text)
-
-
-def _dim(text: str) -> Text:
-    from rich.text import Text
-
-    return Text(text, style="dim", no_wrap=True, overflow="ellipsis")
-
-
-def _printable(text: str, encoding: str) -> str:
-    """`text` with what the encoding does not have as a question mark."""
-    return text.encode(encoding, "replace").decode(encoding)

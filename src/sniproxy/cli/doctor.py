@@ -13,7 +13,7 @@ import click
 from sniproxy import __version__
 from sniproxy.cli.program import BAD_CONFIG, FAILED, config_option, fail, json_option, loop_factory
 from sniproxy.cli.running import load_with_certificates
-from sniproxy.cli.screen import Mark, Screen, screen
+from sniproxy.cli.screen import Mark, Screen, open_screen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +63,7 @@ def doctor(
     )
     # What goes wrong is told in steps; the log lines of the parts that are at work would say it again.
     logging.getLogger("sniproxy").addHandler(logging.NullHandler())
-    show: Show = _Silent() if as_json else _Shown(screen(), f"sniproxy {__version__} doctor: {path}")
+    show: Show = _Silent() if as_json else _Shown(open_screen(), f"sniproxy {__version__} doctor: {path}")
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             found = runner.run(examine(config, names, options, show))

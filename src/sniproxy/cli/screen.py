@@ -61,7 +61,7 @@ class Screen(Protocol):
         """What came of it, one of many; `found` may have several lines. To standard output, whatever it is."""
 
 
-def screen() -> Screen:
+def open_screen() -> Screen:
     """The one that fits standard output."""
     if sys.stdout.isatty():
         return Terminal()
