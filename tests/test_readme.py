@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from sniproxy.app import demo as demo_module
+from sniproxy.app import demo_setup
 from sniproxy.app.demo import Demo
 from sniproxy.cli.program import program
 from sniproxy.config import parse
@@ -93,7 +93,7 @@ def test_outcomes_and_terminations_are_all_in_the_table():
 
 
 def test_the_demos_steps_are_those_that_are_shown(monkeypatch):
-    monkeypatch.setattr(demo_module, "find_haproxy", lambda: "/nowhere/haproxy")
+    monkeypatch.setattr(demo_setup, "find_programs", dict)
     demo = Demo()
     shown = re.findall(r"^  ✓ (.{12}) ", README, re.MULTILINE)
     assert [title.rstrip() for title in shown] == [
