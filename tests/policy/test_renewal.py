@@ -28,6 +28,7 @@ from sniproxy.policy.renewal import (
     back_off,
     choose_instant,
     plan,
+    rest,
     still_waits,
 )
 
@@ -401,3 +402,20 @@ def test_a_wait_ends_whatever_the_clocks_do(instant, now) -> None:
     """Asked again once the longest wait has passed, nothing waits any more."""
     if now <= datetime(9999, 12, 1, tzinfo=UTC) and still_waits(instant, now):
         assert not still_waits(instant, now + LONGEST_BACK_OFF)
+
+
+# -- the rest
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [(90 * DAY, DAY), (20 * DAY, DAY), (6 * DAY, 7.2 * HOUR), (2 * MINUTE, 6 * SECOND), (timedelta(), timedelta())],
+)
+def test_a_renewal_for_a_reason_of_time_is_followed_by_a_rest(left: timedelta, expected: timedelta) -> None:
+    """A 20th of what is left, as the floor: short-lived ones rest as often in their lives as others do. Or a day."""
+    assert rest(left) == expected
+
+
+def test_one_that_was_over_when_it_came_has_no_rest() -> None:
+    """A backup that was brought back, say: its instants are not those of what was issued last."""
+    assert rest(-DAY) < timedelta()

@@ -26,11 +26,12 @@ from sniproxy.policy import renewal
 from sniproxy.policy.renewal import AriWindow, Reason, Validity
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from sniproxy.acme.account import Account
+    from sniproxy.acme.client import Client
     from sniproxy.acme.responder import Responder
-    from sniproxy.acme.store import CertificateFiles, Store
+    from sniproxy.acme.store import CertificateFiles, PendingOrder, Store
     from sniproxy.bundle import Leaf
 
 TICK = timedelta(seconds=30)
@@ -45,8 +46,14 @@ nothing, so this is a matter of seconds: a restart of HAProxy should not leave a
 
 AFTER_A_BUG = timedelta(minutes=1)
 
+TRIES_OF_AN_ORDER = 3
+"""Failures in a row after which an order that does not come to an end is not gone on with any more: two hours, or what
+the lifetime leaves time for. CAs forget theirs after a week, and there are certificates that have less left."""
+
 SKEW_SECONDS = 120.0
 """A clock that is off by more is told of: certificates would seem to begin or end at other times than they do."""
+
+OF_TIME = frozenset((Reason.ARI, Reason.LIFETIME, Reason.EXPIRING))
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +70,13 @@ class Delivers(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reports:
-    """Whom to tell: of a certificate that is new and served, and of one that could not be obtained or delivered."""
+    """Whom to tell: of a certificate that is new and served, and of one that could not be obtained or delivered.
 
-    renewed: Callable[[CertificateStatus], Awaitable[None]]
-    failed: Callable[[CertificateStatus], Awaitable[None]]
+    Without [haproxy] one is where it belongs as soon as it is stored.
+    """
+
+    renewed: Callable[[CertificateStatus], None]
+    failed: Callable[[CertificateStatus], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +125,7 @@ class ManagedCertificate:
         self._state: CertificateState = CertificateState()
         self._unsaved = False  # the disk did not take the state: what is in memory holds
         self._unfinished = False  # an order of an earlier start is under way
+        self._fetched = False  # and its certificate is in the store already
         self._differs = True  # what is in HAProxy is not known to be this one
         self._delivery_failures = 0
         self._deliver_at = self._reconcile_at = means.now()
@@ -172,12 +183,15 @@ class ManagedCertificate:
             await self._ask_ari()
         reason = self._due(self._means.now())
         if reason is not None and not renewal.still_waits(self._state.next_attempt, self._means.now()):
-            await self._renew(reason)
+            await self._renew(force=False)
         await self._bring()
 
     async def _bring(self) -> None:
         """Sees to it that HAProxy has what the store has."""
-        if self._bundle is None or self._means.delivery is None:
+        if self._bundle is None:
+            return
+        if self._means.delivery is None:
+            await self._record_served(self._bundle)  # the store is where it belongs
             return
         now = self._means.now()
         # A clock that was set back must not put this off.
@@ -194,7 +208,9 @@ class ManagedCertificate:
         if self._unsaved:
             await self._save_state()
         before = self._bundle
-        self._bundle, self._broken, state, self._unfinished = await asyncio.to_thread(self._from_disk)
+        self._bundle, self._broken, state, order = await asyncio.to_thread(self._from_disk)
+        self._unfinished = order is not None and is_for(order, self.wanted, self._means.account.settings.directory)
+        self._fetched = self._unfinished and _is_of(self._bundle, order)
         if not self._unsaved:
             self._state = state
         serial = self._bundle.leaf.serial if self._bundle is not None else None
@@ -202,11 +218,9 @@ class ManagedCertificate:
             self._differs = True
             self._deliver_at = self._means.now()
 
-    def _from_disk(self) -> tuple[Bundle | None, bool, CertificateState, bool]:
-        order = self._files.order()
-        directory = self._means.account.settings.directory
-        unfinished = order is not None and is_for(order, self.wanted, directory)
-        return *current(self._files), self._files.state(), unfinished
+    def _from_disk(self) -> tuple[Bundle | None, bool, CertificateState, PendingOrder | None]:
+        order = self._files.order()  # first: it is there until its certificate is
+        return *current(self._files), self._files.state(), order
 
     def _due(self, now: datetime) -> Reason | None:
         """Why there has to be another certificate now; None when there need not be."""
@@ -249,7 +263,7 @@ class ManagedCertificate:
         known = state.ari_certificate_id == identity
         failures = state.ari_failures if known else 0
         try:
-            client = await means.account.directory_client()
+            client = await means.account.client()
             if (await client.directory()).renewal_info is None:
                 delay = renewal.ari_poll_delay(None, 0, lifetime)
                 state = self._without_ari(identity)
@@ -257,7 +271,7 @@ class ManagedCertificate:
                 answer = await client.renewal_info(identity)
                 delay = renewal.ari_poll_delay(answer.retry_after, 0, lifetime)
                 window = AriWindow(start=answer.start, end=answer.end, explanation_url=answer.explanation_url)
-                state = self._with_ari(identity, window, known=known)
+                state = self._with_ari(window, known=known)
         except (AcmeError, StoreError) as error:
             log.info("certificate %s: no renewal information: %s", self.wanted.name, error)
             retry_after = error.retry_after if isinstance(error, AcmeError) else None
@@ -278,11 +292,8 @@ class ManagedCertificate:
             ari_failures=0,
         )
 
-    def _with_ari(self, identity: str, window: AriWindow, *, known: bool) -> CertificateState:
-        """The state with this answer; a window that makes no sense is none (RFC 9773 section 4.2)."""
-        if not window.is_usable:
-            log.warning("certificate %s: the CA's renewal window ends before it begins", self.wanted.name)
-            return self._without_ari(identity)
+    def _with_ari(self, window: AriWindow, *, known: bool) -> CertificateState:
+        """The state with this answer."""
         state, now = self._state, self._means.now()
         if known and state.ari_at is not None and (state.ari_start, state.ari_end) == (window.start, window.end):
             return replace(state, ari_checked_at=now, ari_failures=0)
@@ -301,11 +312,14 @@ class ManagedCertificate:
 
     # ------------------------------------------------------------------ lock, look again, order, store
 
-    async def _renew(self, reason: Reason) -> bool:
-        """Gets another certificate into the store; False where that failed, which is then recorded."""
+    async def _renew(self, *, force: bool) -> bool:
+        """Gets another certificate into the store; False where that failed, which is then recorded.
+
+        force: somebody has asked for it, due or not.
+        """
         try:
             async with self._means.orders:
-                obtained = await self._obtain_locked(reason)
+                obtained = await self._obtain_locked(force=force)
         except (AcmeError, StoreError, OSError) as error:
             await self._record_failure(error)
             return False
@@ -315,36 +329,39 @@ class ManagedCertificate:
             self._tell(f"issued by {leaf.issuer}: serial {leaf.serial}, until {leaf.not_after:%Y-%m-%d %H:%M:%S} UTC")
         return True
 
-    async def _obtain_locked(self, reason: Reason) -> Bundle | None:
+    async def _obtain_locked(self, *, force: bool) -> Bundle | None:
         """The new bundle; None where another process has been here meanwhile, and there is nothing left to do."""
         async with held(self._files.lock(), "the same certificate"):
             await self._read()
-            if reason is not Reason.FORCED:
-                again = self._due(self._means.now())
-                if again is None:
-                    return None
-                reason = again
+            reason = Reason.FORCED if force else self._due(self._means.now())
+            if reason is None:
+                return None
             self._tell(f"due ({reason})")
-            bundle = await self._obtain()
-            await asyncio.to_thread(self._store, bundle, reason)
-            self._unsaved = False
+            bundle = self._bundle if self._fetched else None
+            if bundle is None:
+                bundle = await self._obtain()
+                # The new generation first: whatever comes next, it is never lost, and never ordered again.
+                await asyncio.to_thread(self._files.save, bundle)
+            self._record_success(bundle, reason)
+            await self._save_state()
+            await asyncio.to_thread(self._files.forget_order)
             await self._read()
             return bundle
 
     async def _obtain(self) -> Bundle:
-        means = self._means
+        account = self._means.account
+        client = await account.client()
         try:
-            return await self._ordered()
+            return await self._ordered(client)
         except AcmeError as error:
             if not is_unknown_account(error):
                 raise
-            self._tell("the CA does not know the account: making it again")
-            await means.account.unknown()
-            return await self._ordered()
+        self._tell("the CA does not know the account: making it again")
+        await account.unknown(client)
+        return await self._ordered(await account.client())
 
-    async def _ordered(self) -> Bundle:
-        means = self._means
-        client = await means.account.client()
+    async def _ordered(self, client: Client) -> Bundle:
+        means, state = self._means, self._state
         directory = await client.directory()
         if client.clock_skew is not None and abs(client.clock_skew) > SKEW_SECONDS:
             log.warning("the CA's clock is %+.0f s from this machine's: is ours right?", client.clock_skew)
@@ -357,7 +374,9 @@ class ManagedCertificate:
             counts=means.counts,
             tell=self._tell,
             replaces=self._replaces() if directory.renewal_info is not None else None,
-            avoid=self._state.failed_challenge,
+            avoid=state.failed_challenge,
+            last_try=state.failures >= TRIES_OF_AN_ORDER,
+            now=means.now,
         ).obtain()
 
     def _replaces(self) -> str | None:
@@ -366,25 +385,22 @@ class ManagedCertificate:
             return None
         return self._bundle.leaf.ari_certificate_id
 
-    def _store(self, bundle: Bundle, reason: Reason) -> None:
-        """The new generation first: whatever comes next, it is never lost, and never ordered again."""
-        self._files.save(bundle)
-        self._files.forget_order()
-        now = self._means.now()
-        self._files.save_state(
-            replace(
-                self._without_ari(""),
-                names=self.wanted.names,
-                directory=self._means.account.settings.directory,
-                failures=0,
-                next_attempt=None,
-                last_attempt=now,
-                last_error=None,
-                failed_challenge="",
-                issued_at=now,
-                issued_reason=reason.value,
-            )
+    def _record_success(self, bundle: Bundle, reason: Reason) -> None:
+        directory, now = self._means.account.settings.directory, self._means.now()
+        self._state = replace(
+            self._without_ari(""),
+            names=self.wanted.names,
+            directory=directory,
+            failures=0,
+            next_attempt=None,
+            last_attempt=now,
+            last_error=None,
+            failed_challenge="",
+            issued_at=now,
+            issued_reason=reason.value,
         )
+        if renewal.plan(validity(bundle.leaf), None).is_due(now):
+            log.warning("certificate %s: the new one is due again at once: is the clock right?", self.wanted.name)
 
     async def _record_failure(self, error: Exception) -> None:
         means, state = self._means, self._state
@@ -409,7 +425,7 @@ class ManagedCertificate:
         self._tell(f"failed: {_words(error)}")
         log.error("certificate %s: %s; next attempt in %s", self.wanted.name, _words(error), _duration(delay))
         await self._save_state()
-        await means.reports.failed(self.status())
+        means.reports.failed(self.status())
 
     async def _save_state(self) -> None:
         """Where that cannot be written it holds until the program ends, and the disk's trouble is told of."""
@@ -427,7 +443,6 @@ class ManagedCertificate:
         bundle, means = self._bundle, self._means
         assert bundle is not None
         assert means.delivery is not None
-        serial = bundle.leaf.serial
         try:
             await means.delivery.deliver(self.wanted.name, bundle)
         except (DeliveryError, OSError) as error:
@@ -435,16 +450,21 @@ class ManagedCertificate:
             return _words(error)
         self._differs = False
         self._delivery_failures = 0
-        now = means.now()
-        self._reconcile_at = now + RECONCILE
+        self._reconcile_at = means.now() + RECONCILE
+        await self._record_served(bundle)
+        return None
+
+    async def _record_served(self, bundle: Bundle) -> None:
+        serial = bundle.leaf.serial
         is_new = self._state.deployed_serial != serial
         if is_new or self._state.delivery_error is not None:
+            now = self._means.now()
             self._state = replace(self._state, deployed_serial=serial, deployed_at=now, delivery_error=None)
             await self._save_state()
-            self._tell(f"served: serial {serial}")
+            if self._means.delivery is not None:
+                self._tell(f"served: serial {serial}")
         if is_new:
-            await means.reports.renewed(self.status())
-        return None
+            self._means.reports.renewed(self.status())
 
     async def _record_undelivered(self, words: str) -> None:
         delays = DELIVERY_BACK_OFF_SECONDS
@@ -459,7 +479,7 @@ class ManagedCertificate:
             await self._save_state()
         self._tell(f"not deployed: {words}")
         if first:
-            await self._means.reports.failed(self.status())
+            self._means.reports.failed(self.status())
 
     async def _reconcile(self) -> None:
         """Looks whether disk, HAProxy's memory and what it serves are still what was delivered."""
@@ -490,19 +510,25 @@ class ManagedCertificate:
                 self._wake.set()
 
     async def _renew_now(self, *, force: bool) -> Renewed:
-        await self._read()
-        reason = Reason.FORCED if force else self._due(self._means.now())
-        if reason is not None and not await self._renew(reason):
+        try:
+            await self._read()
+        except (StoreError, OSError) as error:
+            return Renewed(status=self.status(), result="failed", error=_words(error))
+        is_due = force or self._due(self._means.now()) is not None
+        if is_due and not await self._renew(force=force):
             # The old one keeps serving, so it should be where it belongs.
             await self._put_in_place()
             return Renewed(status=self.status(), result="failed", error=self._state.last_error)
-        error = await self._put_in_place()
-        if error is not None:
-            return Renewed(status=self.status(), result="not_deployed", error=error)
-        return Renewed(status=self.status(), result="not_due" if reason is None else "renewed")
+        why_not = await self._put_in_place()
+        if why_not is not None:
+            return Renewed(status=self.status(), result="not_deployed", error=why_not)
+        return Renewed(status=self.status(), result="renewed" if is_due else "not_due")
 
     async def _put_in_place(self) -> str | None:
-        if self._bundle is None or self._means.delivery is None:
+        if self._bundle is None:
+            return None
+        if self._means.delivery is None:
+            await self._record_served(self._bundle)
             return None
         if not self._differs:
             await self._reconcile()
@@ -546,7 +572,16 @@ def planned(
     answered = state.ari_certificate_id == leaf.ari_certificate_id
     fresh = renewal.ari_is_fresh(state.ari_checked_at, state.ari_next_check, now)
     plan = renewal.plan(validity(leaf), state.ari_at if answered else None, fresh=fresh)
-    return plan.reason, plan.at
+    issued_at = state.issued_at
+    if issued_at is None or issued_at > now or state.issued_reason not in OF_TIME:
+        return plan.reason, plan.at
+    # It would be the second one in a row that time itself is the reason for.
+    return plan.reason, max(plan.at, issued_at + renewal.rest(leaf.not_after - issued_at))
+
+
+def _is_of(bundle: Bundle | None, order: PendingOrder | None) -> bool:
+    """Whether the order has led to this bundle: its key is the one of the order's CSR."""
+    return bundle is not None and order is not None and bundle.key.public_key() == order.key.public_key()
 
 
 def validity(leaf: Leaf) -> Validity:
@@ -560,7 +595,9 @@ def status(
     """What the store knows of a certificate, as operators see it."""
     reason, at = planned(wanted, bundle, state, directory, now, broken=broken)
     waits = state.next_attempt if renewal.still_waits(state.next_attempt, now) else None
-    error = state.last_error or state.delivery_error or _wrong_time(bundle, now)
+    # What went wrong in ordering one that is not due any more, as a clock is right again, is not wrong any more.
+    failed = state.last_error if waits is not None or at <= now else None
+    error = failed or state.delivery_error or _wrong_time(bundle, now)
     if bundle is None:
         return CertificateStatus(
             name=wanted.name,

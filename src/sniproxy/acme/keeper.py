@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from sniproxy.acme.certificate import ManagedCertificate, Renewed
 from sniproxy.acme.ordering import Nowhere, Ordering
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from sniproxy.acme.account import Account
     from sniproxy.acme.certificate import Means
@@ -54,11 +55,24 @@ class Keeper:
             name = certificate.wanted.name
             return await certificate.renew_now(force=force, tell=lambda text: tell(name, text))
 
-        return list(await asyncio.gather(*map(one, chosen)))
+        results = await asyncio.gather(*map(one, chosen), return_exceptions=True)
+        for result in results:  # once all of them are done
+            if isinstance(result, BaseException):
+                raise result
+        return [result for result in results if isinstance(result, Renewed)]
 
     async def hold(self) -> None:
         """Waits for orders and deliveries that are under way; no other is begun. The caller has a deadline."""
         await asyncio.gather(*(certificate.hold() for certificate in self.certificates.values()))
+
+
+@asynccontextmanager
+async def no_orders(orders: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Waits for orders that are under way, and lets none begin as long as this lasts. `orders`: those of `Means`."""
+    async with AsyncExitStack() as all_of_them:
+        for _ in range(ORDERS_AT_ONCE):
+            await all_of_them.enter_async_context(orders)
+        yield
 
 
 async def rehearse(
@@ -68,13 +82,15 @@ async def rehearse(
 
     Returns the certificate, which is good for looking at.
     """
-    client = await account.client()
-    return await Ordering(
-        client=client,
-        responder=means.responder,
-        wanted=wanted,
-        directory=account.settings.directory,
-        files=Nowhere(),
-        counts=counts,
-        tell=tell,
-    ).obtain()
+    async with means.orders:
+        client = await account.client()
+        return await Ordering(
+            client=client,
+            responder=means.responder,
+            wanted=wanted,
+            directory=account.settings.directory,
+            files=Nowhere(),
+            counts=counts,
+            tell=tell,
+            now=means.now,
+        ).obtain()

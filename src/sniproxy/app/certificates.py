@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sniproxy.acme.account import Account, AccountSettings
 from sniproxy.acme.certificate import Means, Reports, current, status
 from sniproxy.acme.challenges import key_authorization
-from sniproxy.acme.keeper import ORDERS_AT_ONCE, Keeper, rehearse
+from sniproxy.acme.keeper import ORDERS_AT_ONCE, Keeper, no_orders, rehearse
 from sniproxy.acme.ordering import Wanted
 from sniproxy.acme.responder import MAX_CONNECTIONS, Responder
 from sniproxy.acme.store import Store
@@ -209,6 +209,10 @@ class Certificates:
                 self._running = asyncio.get_running_loop().create_task(self._run(self._keeper, means.store))
                 self._running.add_done_callback(self._on_done)
 
+    async def hooks_done(self) -> None:
+        """Returns once all hooks that were run have come to their end, or were killed for taking too long."""
+        await asyncio.gather(*self._hooks, return_exceptions=True)
+
     async def close(self) -> None:
         """Ends it now; what is under way is gone on with at the next start."""
         await self._stop(0)
@@ -232,7 +236,8 @@ class Certificates:
         Each has `name`, `result` ("renewed", "not_due", "failed", "not_deployed", "rehearsed"), `error` and `status`.
         Raises UnknownCertificate, StoreError.
         """
-        keeper = self._checked(*names)
+        async with self._changing:  # the certificates of a reload that is under way, not those before it
+            keeper = self._checked(*names)
 
         def step(name: str, text: str) -> None:
             tell({"certificate": name, "text": text})
@@ -254,7 +259,7 @@ class Certificates:
         assert self._plan is not None
         assert self._means is not None
         assert self._keeper is not None
-        same = self._plan.rehearsals == self._plan.account
+        same = self._plan.rehearsals == self._plan.account and await self._means.account.is_stored()
         account = self._means.account if same else Account(self._plan.rehearsals, None)
         results = []
         try:
@@ -305,7 +310,8 @@ class Certificates:
         assert self._means is not None
         account = self._means.account
         if roll_over:
-            await account.roll_over()
+            async with no_orders(self._means.orders):
+                await account.roll_over()
             log.warning("the account at %s has a new key", account.settings.directory)
         client = await account.client()
         return {"directory": account.settings.directory, "url": client.account_url}
@@ -351,7 +357,9 @@ class Certificates:
             account=Account(new.account, store.account(new.account.directory)),
             responder=self.responder,
             delivery=Delivery(new.delivery, warn=log.warning) if new.delivery is not None else None,
-            reports=Reports(renewed=self._on_renewed, failed=self._on_failed),
+            reports=Reports(
+                renewed=partial(self._run_hook, new, "renewed"), failed=partial(self._run_hook, new, "failed")
+            ),
             counts=self.counts,
             orders=asyncio.Semaphore(ORDERS_AT_ONCE),
         )
@@ -403,17 +411,9 @@ class Certificates:
 
     # ------------------------------------------------------------------ hooks
 
-    async def _on_renewed(self, status: CertificateStatus) -> None:
-        assert self._plan is not None
-        self._run_hook(self._plan.on_renewed, "renewed", status)
-
-    async def _on_failed(self, status: CertificateStatus) -> None:
-        assert self._plan is not None
-        self._run_hook(self._plan.on_failed, "failed", status)
-
-    def _run_hook(self, command: Sequence[str], event: str, status: CertificateStatus) -> None:
-        this = self._plan
-        if not command or this is None:
+    def _run_hook(self, this: Plan, event: str, status: CertificateStatus) -> None:
+        command = this.on_renewed if event == "renewed" else this.on_failed
+        if not command:
             return
         bundle = this.delivery.certificate_dir / f"{status.name}.pem" if this.delivery is not None else None
         running = run_hook(command, event, status, bundle, this.hook_seconds)

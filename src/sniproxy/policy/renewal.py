@@ -44,6 +44,10 @@ LONGEST_ARI_POLL: Final = _DAY
 DEFAULT_ARI_POLL: Final = 6 * _HOUR
 """RFC 9773 section 4.3.3: when to ask again where the CA does not say, and after errors that last."""
 
+LONGEST_REST: Final = _DAY
+"""Between two renewals in a row for reasons of time. A CA that revokes has a day for the worst of reasons and five for
+most (CA/Browser Forum's baseline requirements, section 4.9.1.1): of certificates this young, few are late by it."""
+
 ARI_OVERDUE: Final = _DAY
 """An answer still counts while asking again is late by up to this. Let's Encrypt's integration guide wants two checks a
 day: with both missed, the CA is silent for some reason of its own, and what it said may no longer be so."""
@@ -123,6 +127,15 @@ def plan(validity: Validity, ari_at: datetime | None, *, fresh: bool = True) -> 
     if ari_at > floor:
         return Plan(at=floor, reason=Reason.EXPIRING)
     return Plan(at=ari_at, reason=Reason.ARI)
+
+
+def rest(left: timedelta) -> timedelta:
+    """How long a certificate is left alone that was ordered for a reason of time, whatever the time is said to be.
+
+    left: what it had to live when it came. Without a rest, a clock that is two months ahead or a CA that suggests the
+    past for whatever it issues would have one certificate ordered after the other, each of them a success.
+    """
+    return min(LONGEST_REST, left / FLOOR)
 
 
 def ari_is_fresh(checked_at: datetime | None, next_check: datetime | None, now: datetime) -> bool:
