@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, TypeVar
 import uvloop
 
 from bench.report import machine
-from sniproxy.app.demo_files import CLIENT, NAME
-from sniproxy.app.demo_setup import Setup
-from sniproxy.app.demo_traffic import Client, Traffic
+from sniproxy.app.demo.files import CLIENT, NAME
+from sniproxy.app.demo.setup import Setup
+from sniproxy.app.demo.traffic import Client, Traffic
 from sniproxy.app.proxy import Proxy
 from sniproxy.config import load
 from sniproxy.haproxy.runtime import RuntimeApi
@@ -111,9 +111,7 @@ async def _swaps(setup: Setup, certificates: Certificates, renewals: int) -> Non
     try:
         for _ in range(renewals):
             serial = await _renew(certificates)
-            (seen,) = await _until(
-                lambda serial=serial: [it.at for it in traffic.totals().sightings if it.served.serial == serial]
-            )
+            seen = await _until(partial(_seen_at, traffic, serial))
             seen_after.append(max(seen - commits.last, 0.0))
     finally:
         await asyncio.to_thread(traffic.stop)
@@ -123,6 +121,11 @@ async def _swaps(setup: Setup, certificates: Certificates, renewals: int) -> Non
         f" {totals.failed} failed; from commit to the first client that saw it:"
         f" median {statistics.median(seen_after) * 1000:.0f} ms, worst {max(seen_after) * 1000:.0f} ms"
     )
+
+
+def _seen_at(traffic: Traffic, serial: str) -> float:
+    """When a client first got this certificate, in seconds since the epoch; 0 as long as none has."""
+    return next((sighting.at for sighting in traffic.totals().sightings if sighting.served.serial == serial), 0.0)
 
 
 async def _until(condition: Callable[[], T]) -> T:

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from sniproxy.app import demo_setup
-from sniproxy.app.demo import Demo
+from sniproxy.app.demo import setup as demo_setup
+from sniproxy.app.demo.story import Demo
 from sniproxy.cli.program import program
 from sniproxy.config import parse
 from sniproxy.model import Outcome

@@ -17,7 +17,7 @@
     ├── BundleError          a PEM file is not a key with its certificates
     ├── StoreError           our own files cannot be read or written
     ├── DeliveryError        a certificate did not get into HAProxy, or is not what is served
-    └── StepFailed           a step of the demo did not work (app/demo_programs.py)
+    └── StepFailed           a step of the demo did not work (app/demo/programs.py)
 
 The class says whose fault it is: ConfigError and StartError are the operator's to mend, WireError the peer's, AcmeError
 the CA's or between it and us, StoreError this machine's, DeliveryError HAProxy's or the way to it. Anything else that
@@ -160,7 +160,7 @@ class OrderFailed(AcmeError):
 
 
 class ValidationFailed(OrderFailed):
-    """The CA could not validate a name. `challenge` is the type of the challenge that failed, "" where none was open."""
+    """The CA could not validate a name. `challenge` is the type of the challenge that failed, "" where none was."""
 
     def __init__(self, message: str, *, challenge: str = "") -> None:
         super().__init__(message)

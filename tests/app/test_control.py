@@ -69,7 +69,7 @@ def test_one_that_is_in_use_is_not(address):
 
 def test_a_request_gets_its_steps_and_its_result(runner, address):
     async def scene():
-        steps = []
+        steps: list[object] = []
         async with serving(address, {"echo": echo}):
             result = await asked(address, {"command": "echo", "words": "hello"}, step=steps.append)
         return steps, result
@@ -94,7 +94,7 @@ def test_a_bug_is_reported_and_ends_one_request(runner, address):
         raise ValueError("secret")
 
     async def scene():
-        bugs = []
+        bugs: list[BaseException] = []
         async with serving(address, {"broken": broken, "echo": echo}, bugs):
             with pytest.raises(ControlError, match="a bug in sniproxy"):
                 await asked(address, {"command": "broken"})

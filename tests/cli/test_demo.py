@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from sniproxy.app import demo as app
-from sniproxy.app import demo_programs
-from sniproxy.app.demo import Step
-from sniproxy.app.demo_programs import StepFailed
+from sniproxy.app.demo import programs as demo_programs
+from sniproxy.app.demo import story as app
+from sniproxy.app.demo.programs import StepFailed
+from sniproxy.app.demo.story import Step
 from sniproxy.cli.demo import _signals_as_interrupts, demo
 
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from sniproxy.app import doctor as app
 from sniproxy.app.certificates import UnknownCertificate
-from sniproxy.app.diagnosis import failed, good, skipped, warning
+from sniproxy.app.doctor import walk as app
+from sniproxy.app.doctor.diagnosis import failed, good, skipped, warning
 from sniproxy.model import TcpAddress
 from tests.cli.conftest import CONFIG
 from tests.support import haproxy, pebble

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,10 @@ names = ["a.example"]
 @pytest.fixture
 def asked(monkeypatch):
     """What the command asks for, and what it is answered."""
-    seen = {"requests": [], "result": {"name": "a.example", "result": "renewed", "error": None, "revoked": "0abc"}}
+    seen: dict[str, Any] = {
+        "requests": [],
+        "result": {"name": "a.example", "result": "renewed", "error": None, "revoked": "0abc"},
+    }
 
     def result_of(_config, _path, request, _errand):
         seen["requests"].append(request)

@@ -19,8 +19,8 @@ from sniproxy.cli.screen import INDENT, Screen, open_screen
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sniproxy.app.demo import Demo, Step
-    from sniproxy.app.demo_programs import StepFailed
+    from sniproxy.app.demo.programs import StepFailed
+    from sniproxy.app.demo.story import Demo, Step
 
 
 @click.command()
@@ -32,8 +32,8 @@ def demo(*, once: bool, keep: bool) -> None:
     An ACME CA, the proxy, HAProxy, and certificates that are renewed while they are used: no configuration, no root,
     no internet. Runs until Ctrl-C.
     """
-    from sniproxy.app.demo import Demo
-    from sniproxy.app.demo_programs import StepFailed
+    from sniproxy.app.demo.programs import StepFailed
+    from sniproxy.app.demo.story import Demo
 
     screen = open_screen()
     with _signals_as_interrupts():
@@ -70,7 +70,7 @@ def demo(*, once: bool, keep: bool) -> None:
 
 def _show(screen: Screen, subject: Demo, step: Step) -> None:
     """Does one step and shows what it found; where it fails, says who said what, and exits."""
-    from sniproxy.app.demo_programs import StepFailed
+    from sniproxy.app.demo.programs import StepFailed
 
     began = time.monotonic()
     try:
@@ -93,7 +93,7 @@ def _give_up(screen: Screen, subject: Demo, step: Step, failure: StepFailed) -> 
 
 def _invite(screen: Screen, subject: Demo, seconds: float) -> None:
     """What to try while it runs."""
-    from sniproxy.app.demo_files import CLIENT, INTERNAL_NAME, NAME
+    from sniproxy.app.demo.files import CLIENT, INTERNAL_NAME, NAME
 
     setup = subject.setup
 

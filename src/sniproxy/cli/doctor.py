@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from sniproxy.app.diagnosis import Diagnosis
-    from sniproxy.app.doctor import Show
+    from sniproxy.app.doctor.diagnosis import Diagnosis
+    from sniproxy.app.doctor.walk import Show
     from sniproxy.model import TcpAddress
 
 _MARKS = {"good": Mark.DONE, "warning": Mark.WARNING, "failed": Mark.FAILED, "skipped": Mark.SKIPPED}
@@ -53,7 +53,7 @@ def doctor(
     import logging
 
     from sniproxy.app.certificates import UnknownCertificate
-    from sniproxy.app.doctor import Options, examine
+    from sniproxy.app.doctor.walk import Options, examine
 
     config = load_with_certificates(path)
     options = Options(

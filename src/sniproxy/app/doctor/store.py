@@ -12,7 +12,7 @@ import pwd
 import stat
 from typing import TYPE_CHECKING, Final
 
-from sniproxy.app.diagnosis import Diagnosis, Verdict, failed, good, warning
+from sniproxy.app.doctor.diagnosis import Diagnosis, Verdict, failed, good, warning
 from sniproxy.bundle import MAX_PEM_BYTES, PLACEHOLDER, Leaf, read_certificates
 from sniproxy.durable import read
 from sniproxy.errors import BundleError

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from sniproxy.app.demo_programs import StepFailed, undisturbed
+from sniproxy.app.demo.programs import StepFailed, undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sniproxy.app import doctor_haproxy
-from sniproxy.app.diagnosis import Verdict
-from sniproxy.app.doctor_haproxy import check_served, check_socket
+from sniproxy.app.doctor import haproxy as doctor_haproxy
+from sniproxy.app.doctor.diagnosis import Verdict
+from sniproxy.app.doctor.haproxy import check_served, check_socket
 from sniproxy.bundle import placeholder, utc_now
 from sniproxy.haproxy.delivery import DeliverySettings
 from sniproxy.haproxy.proof import VerifyTarget

@@ -10,10 +10,10 @@ from functools import partial
 
 import pytest
 
-from sniproxy.app import demo_traffic
-from sniproxy.app.demo_files import HAPROXY_CFG
-from sniproxy.app.demo_programs import StepFailed
-from sniproxy.app.demo_traffic import GOOD_LOG_LINE, REGULAR, Client, Traffic, get_page, served
+from sniproxy.app.demo import traffic as demo_traffic
+from sniproxy.app.demo.files import HAPROXY_CFG
+from sniproxy.app.demo.programs import StepFailed
+from sniproxy.app.demo.traffic import GOOD_LOG_LINE, REGULAR, Client, Traffic, get_page, served
 from tests.support.pki import Authority
 from tests.support.processes import until
 

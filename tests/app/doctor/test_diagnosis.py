@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sniproxy.app.diagnosis import Verdict, failed, good, printable, skipped, warning
+from sniproxy.app.doctor.diagnosis import Verdict, failed, good, printable, skipped, warning
 
 
 def test_each_verdict_has_its_maker():

@@ -9,10 +9,10 @@ import ssl
 import pytest
 
 from sniproxy.acme.challenges import tls_answer
-from sniproxy.app import doctor_reach
 from sniproxy.app.control import ControlError, ControlServer, NotRunning, bind_control
-from sniproxy.app.diagnosis import Verdict
-from sniproxy.app.doctor_reach import Probe, begin_probe, try_probe
+from sniproxy.app.doctor import reach as doctor_reach
+from sniproxy.app.doctor.diagnosis import Verdict
+from sniproxy.app.doctor.reach import Probe, begin_probe, try_probe
 from sniproxy.bundle import utc_now
 from sniproxy.model import TcpAddress, UnixAddress
 from tests.support.bundles import bundle

@@ -3,8 +3,7 @@
     ACME CA → the proxy → HAProxy → certificate → requests → renewals under traffic → drain → all of it removed
 
 `Demo` is the story: its steps, in this order. Each does one thing, waits until that shows, and returns what it found;
-nothing waits without a deadline. `demo_setup` has what runs, `demo_traffic` the clients, `demo_files` the
-configurations.
+nothing waits without a deadline. `setup` has what runs, `traffic` the clients, `files` the configurations.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from sniproxy.app.demo_files import CLIENT, DRAIN_SECONDS, INTERNAL_NAME, NAME
-from sniproxy.app.demo_programs import StepFailed, undisturbed
-from sniproxy.app.demo_setup import ANSWER_SECONDS, START_SECONDS, Setup
-from sniproxy.app.demo_traffic import REGULAR, Client, Traffic, get_page, served
+from sniproxy.app.demo.files import CLIENT, DRAIN_SECONDS, INTERNAL_NAME, NAME
+from sniproxy.app.demo.programs import StepFailed, undisturbed
+from sniproxy.app.demo.setup import ANSWER_SECONDS, START_SECONDS, Setup
+from sniproxy.app.demo.traffic import REGULAR, Client, Traffic, get_page, served
 from sniproxy.app.proxy import CUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from sniproxy.app.demo_setup import Metrics
-    from sniproxy.app.demo_traffic import Served, Sighting
+    from sniproxy.app.demo.setup import Metrics
+    from sniproxy.app.demo.traffic import Served, Sighting
 
 T = TypeVar("T")
 

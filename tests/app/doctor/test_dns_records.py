@@ -8,9 +8,9 @@ from ipaddress import ip_address
 import dns.resolver
 import pytest
 
-from sniproxy.app import doctor_dns
-from sniproxy.app.diagnosis import Verdict
-from sniproxy.app.doctor_dns import LookupFailed, Resolver, Surroundings, check_caa, look_up
+from sniproxy.app.doctor import dns_records as doctor_dns
+from sniproxy.app.doctor.diagnosis import Verdict
+from sniproxy.app.doctor.dns_records import LookupFailed, Resolver, Surroundings, check_caa, look_up
 from sniproxy.model import TcpAddress
 from sniproxy.policy.caa import Applicant
 from tests.support.processes import LOCALHOST

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sniproxy.app import demo_programs
-from sniproxy.app.demo_programs import (
+from sniproxy.app.demo import programs as demo_programs
+from sniproxy.app.demo.programs import (
     PACKAGES,
     Program,
     StepFailed,
@@ -99,7 +99,7 @@ def test_a_killed_program_is_gone(start):
 
 def test_a_program_dies_with_its_parent(tmp_path):
     script = (
-        "import pathlib, sys, time; from sniproxy.app.demo_programs import Program\n"
+        "import pathlib, sys, time; from sniproxy.app.demo.programs import Program\n"
         "print(Program('it', ('sleep', '60'), pathlib.Path(sys.argv[1])).pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script, tmp_path / "output"], stdout=subprocess.PIPE) as parent:

@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from sniproxy.app.demo_acme import AcmeCa, reserved_ports
-from sniproxy.app.demo_files import BUNDLE, HAPROXY_CFG, PAGE, SNIPROXY_TOML
-from sniproxy.app.demo_programs import (
+from sniproxy.app.demo.acme_ca import AcmeCa, reserved_ports
+from sniproxy.app.demo.files import BUNDLE, HAPROXY_CFG, PAGE, SNIPROXY_TOML
+from sniproxy.app.demo.programs import (
     Program,
     StepFailed,
     find_programs,
@@ -26,7 +26,7 @@ from sniproxy.app.demo_programs import (
     undisturbed,
     usable_for_sockets,
 )
-from sniproxy.app.demo_traffic import GOOD_LOG_LINE
+from sniproxy.app.demo.traffic import GOOD_LOG_LINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

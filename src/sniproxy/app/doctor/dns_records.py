@@ -16,7 +16,7 @@ import dns.exception
 import dns.rdatatype
 import dns.resolver
 
-from sniproxy.app.diagnosis import Diagnosis, failed, good, printable, skipped, warning
+from sniproxy.app.doctor.diagnosis import Diagnosis, failed, good, printable, skipped, warning
 from sniproxy.app.threads import in_own_thread
 from sniproxy.errors import SniproxyError
 from sniproxy.policy.caa import Applicant, CaaRecord, domains, permission

@@ -23,12 +23,12 @@ from sniproxy.acme.store import Store
 from sniproxy.app.certificate_json import from_json
 from sniproxy.app.certificates import Plan, UnknownCertificate, plan, stored_statuses
 from sniproxy.app.control import ControlError, NotRunning, ask
-from sniproxy.app.diagnosis import Diagnosis, Verdict, failed, good, printable, skipped, warning
-from sniproxy.app.doctor_ca import DIRECTORY, CaReport, ask_ca, is_public
-from sniproxy.app.doctor_dns import DNS, Found, IpAddress, Resolver, Surroundings, check_caa, look_up
-from sniproxy.app.doctor_haproxy import SOCKET, VERIFY, check_served, check_socket
-from sniproxy.app.doctor_reach import ASK_SECONDS, HTTP_PORT, TLS_PORT, begin_probe, try_probe
-from sniproxy.app.doctor_store import BUNDLES, STORE, check_bundles, check_store, user_name
+from sniproxy.app.doctor.ca import DIRECTORY, CaReport, ask_ca, is_public
+from sniproxy.app.doctor.diagnosis import Diagnosis, Verdict, failed, good, printable, skipped, warning
+from sniproxy.app.doctor.dns_records import DNS, Found, IpAddress, Resolver, Surroundings, check_caa, look_up
+from sniproxy.app.doctor.haproxy import SOCKET, VERIFY, check_served, check_socket
+from sniproxy.app.doctor.reach import ASK_SECONDS, HTTP_PORT, TLS_PORT, begin_probe, try_probe
+from sniproxy.app.doctor.store import BUNDLES, STORE, check_bundles, check_store, user_name
 from sniproxy.app.resolve import is_ip_address
 from sniproxy.app.rights import Identity, acting_as, identity
 from sniproxy.app.threads import in_own_thread

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from sniproxy.acme.account import KEY_TYPE, MAX_HMAC_BYTES
 from sniproxy.acme.client import Client
 from sniproxy.acme.resources import AccountStatus
-from sniproxy.app.diagnosis import Diagnosis, failed, good, skipped, warning
+from sniproxy.app.doctor.diagnosis import Diagnosis, failed, good, skipped, warning
 from sniproxy.app.threads import in_own_thread
 from sniproxy.bundle import generate_key
 from sniproxy.durable import read

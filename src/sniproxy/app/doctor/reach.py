@@ -21,7 +21,7 @@ from cryptography import x509
 
 from sniproxy.acme.challenges import ACME_IDENTIFIER, ChallengeType, server_name
 from sniproxy.app.control import ControlError, ask
-from sniproxy.app.diagnosis import Diagnosis, failed, good, printable
+from sniproxy.app.doctor.diagnosis import Diagnosis, failed, good, printable
 from sniproxy.app.threads import in_own_thread
 from sniproxy.haproxy.handshake import Failure, HandshakeFailed, ServedLeaf, served_leaf
 from sniproxy.http.public import CHALLENGE_PREFIX

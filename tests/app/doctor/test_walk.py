@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from sniproxy.acme.ordering import Wanted
-from sniproxy.app import doctor
 from sniproxy.app.certificates import UnknownCertificate
-from sniproxy.app.diagnosis import Diagnosis, Verdict, failed, good, skipped
-from sniproxy.app.doctor import Options, chosen, examine, judged
+from sniproxy.app.doctor import walk as doctor
+from sniproxy.app.doctor.diagnosis import Diagnosis, Verdict, failed, good, skipped
+from sniproxy.app.doctor.walk import Options, chosen, examine, judged
 from sniproxy.config import parse
 from sniproxy.model import CertificateStatus, TcpAddress, UnixAddress
 from tests.support import haproxy, pebble
@@ -455,8 +455,8 @@ runtime_sockets = ["{tmp_path}/admin.sock"]
 @pytest.fixture
 def nothing(monkeypatch):
     """A name server that says nothing, to somebody who does not wait."""
-    monkeypatch.setattr("sniproxy.app.doctor_dns.SERVER_SECONDS", 0.05)
-    monkeypatch.setattr("sniproxy.app.doctor_dns.LOOKUP_SECONDS", 0.05)
+    monkeypatch.setattr("sniproxy.app.doctor.dns_records.SERVER_SECONDS", 0.05)
+    monkeypatch.setattr("sniproxy.app.doctor.dns_records.LOOKUP_SECONDS", 0.05)
     return Options(nameserver=TcpAddress(LOCALHOST, 1))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from sniproxy.app.diagnosis import Diagnosis, failed, good, printable, warning
+from sniproxy.app.doctor.diagnosis import Diagnosis, failed, good, printable, warning
 from sniproxy.app.resolve import is_ip_address
 from sniproxy.app.threads import in_own_thread
 from sniproxy.bundle import PLACEHOLDER

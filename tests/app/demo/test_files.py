@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from sniproxy.app.demo_files import BUNDLE, CLIENT, DRAIN_SECONDS, HAPROXY_CFG, INTERNAL_NAME, NAME, PAGE, SNIPROXY_TOML
+from sniproxy.app.demo.files import BUNDLE, CLIENT, DRAIN_SECONDS, HAPROXY_CFG, INTERNAL_NAME, NAME, PAGE, SNIPROXY_TOML
 from sniproxy.bundle import placeholder, utc_now
 from sniproxy.config import parse
 from tests.support.haproxy import HAPROXY, MISSING

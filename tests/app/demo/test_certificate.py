@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from sniproxy.app.demo_certificate import private_ca
+from sniproxy.app.demo.certificate import private_ca
 
 ADDRESS = "127.0.0.1"
 

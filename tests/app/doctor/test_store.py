@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from sniproxy.acme.store import Store
-from sniproxy.app import doctor_store
-from sniproxy.app.diagnosis import Verdict
-from sniproxy.app.doctor_store import check_bundles, check_store, user_name
+from sniproxy.app.doctor import store as doctor_store
+from sniproxy.app.doctor.diagnosis import Verdict
+from sniproxy.app.doctor.store import check_bundles, check_store, user_name
 from sniproxy.app.rights import Identity, acting_as
 from sniproxy.bundle import generate_key, placeholder, utc_now
 from sniproxy.haproxy import disk

@@ -14,8 +14,8 @@ import dns.query
 import pytest
 from cryptography import x509
 
-from sniproxy.app.demo_acme import AcmeCa, reserved_ports
-from sniproxy.app.demo_programs import StepFailed
+from sniproxy.app.demo.acme_ca import AcmeCa, reserved_ports
+from sniproxy.app.demo.programs import StepFailed
 from tests.support.pebble import AVAILABLE, CHALLTESTSRV, MISSING, PEBBLE
 
 NAME = "www.demo.test"

@@ -11,9 +11,9 @@ from sniproxy.acme.account import AccountSettings
 from sniproxy.acme.client import Client
 from sniproxy.acme.ordering import Wanted
 from sniproxy.acme.store import StoredAccount
-from sniproxy.app import doctor_ca
-from sniproxy.app.diagnosis import Verdict
-from sniproxy.app.doctor_ca import ask_ca, clock, is_public
+from sniproxy.app.doctor import ca as doctor_ca
+from sniproxy.app.doctor.ca import ask_ca, clock, is_public
+from sniproxy.app.doctor.diagnosis import Verdict
 from sniproxy.bundle import generate_key
 from tests.support.acme_stub import AcmeStub
 from tests.support.pebble import AVAILABLE, MISSING, Pebble

@@ -21,11 +21,12 @@ from pathlib import Path
 
 import pytest
 
-from sniproxy.app import demo as demo_module
-from sniproxy.app import demo_files, demo_setup
-from sniproxy.app.demo import Demo
-from sniproxy.app.demo_files import CLIENT, INTERNAL_NAME, NAME
-from sniproxy.app.demo_programs import StepFailed, reserved_port
+from sniproxy.app.demo import files as demo_files
+from sniproxy.app.demo import setup as demo_setup
+from sniproxy.app.demo import story as demo_module
+from sniproxy.app.demo.files import CLIENT, INTERNAL_NAME, NAME
+from sniproxy.app.demo.programs import StepFailed, reserved_port
+from sniproxy.app.demo.story import Demo
 from sniproxy.config import load
 from tests.support.demo import needs_programs, processes_of, stub
 
@@ -34,7 +35,7 @@ SHORT = """
 import sys
 
 import sniproxy.__main__
-from sniproxy.app.demo import Demo
+from sniproxy.app.demo.story import Demo
 
 all_steps = Demo.steps.fget
 Demo.steps = property(lambda self: tuple(step for step in all_steps(self) if step.title != "on schedule"))

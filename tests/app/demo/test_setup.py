@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sniproxy.app import demo_setup
-from sniproxy.app.demo_files import NAME
-from sniproxy.app.demo_programs import StepFailed
-from sniproxy.app.demo_setup import Metrics, Setup
+from sniproxy.app.demo import setup as demo_setup
+from sniproxy.app.demo.files import NAME
+from sniproxy.app.demo.programs import StepFailed
+from sniproxy.app.demo.setup import Metrics, Setup
 from tests.support.demo import needs_programs, processes_of, stub
 
 
@@ -140,7 +140,7 @@ def test_haproxy_that_never_listens_is_not_waited_for_forever(temporary, monkeyp
 
 def test_without_programs_nothing_is_made(temporary, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setattr("sniproxy.app.demo_programs.MORE_PATH", "/nonexistent")
+    monkeypatch.setattr("sniproxy.app.demo.programs.MORE_PATH", "/nonexistent")
     with pytest.raises(StepFailed, match="apt-get install haproxy pebble"):
         setup()
     assert not list(temporary.iterdir())

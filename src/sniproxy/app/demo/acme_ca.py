@@ -16,8 +16,8 @@ import dns.exception
 import dns.message
 import dns.query
 
-from sniproxy.app.demo_certificate import private_ca
-from sniproxy.app.demo_programs import Program, StepFailed, reserved_port
+from sniproxy.app.demo.certificate import private_ca
+from sniproxy.app.demo.programs import Program, StepFailed, reserved_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
