@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -95,6 +96,20 @@ def test_one_that_talks_without_end_is_cut_short(runner, hook_log):
 def test_one_that_does_not_read_is_fine(runner, hook_log):
     runner.run(run_hook(python("pass"), "renewed", STATUS, None, 60))
     assert "done (renewed example.com)" in hook_log.text
+
+
+def test_one_that_has_ended_before_it_is_told_is_fine(runner, hook_log, monkeypatch):
+    """A pipe to it would be broken by then."""
+    start = asyncio.create_subprocess_exec
+
+    async def start_late(*command, **options):
+        process = await start(*command, **options)
+        await process.wait()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_late)
+    runner.run(run_hook(("/bin/sh", "-c", "echo no; exit 3"), "renewed", STATUS, BUNDLE, 60))
+    assert [record.getMessage() for record in hook_log.records] == ["hook /bin/sh: exit status 3: no"]
 
 
 def test_a_nul_cannot_get_into_the_environment():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from sniproxy.app.certificate_json import as_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from sniproxy.model import CertificateStatus
@@ -53,21 +54,22 @@ async def run_hook(
     It is killed, with all it has started, after `seconds`. What goes wrong with it is logged, and nothing else.
     """
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **environment(event, status, bundle)},
-            start_new_session=True,
-        )
+        with _readable(json.dumps({"event": event, **as_json(status)}).encode() + b"\n") as told:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=told,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env={**os.environ, **environment(event, status, bundle)},
+                start_new_session=True,
+            )
     except OSError as error:
         log.error("hook %s: cannot be run: %s", command[0], error.strerror)  # noqa: TRY400  the operator's to mend
         return
     said = b""
     try:
         async with asyncio.timeout(seconds):
-            said = await _converse(process, json.dumps({"event": event, **as_json(status)}).encode() + b"\n")
+            said = await _heard(process)
             code = await process.wait()
     except TimeoutError:
         log.error("hook %s: not done after %g s: killed", command[0], seconds)  # noqa: TRY400  likewise
@@ -81,12 +83,24 @@ async def run_hook(
         log.info("hook %s: done (%s %s)", command[0], event, status.name)
 
 
-async def _converse(process: asyncio.subprocess.Process, text: bytes) -> bytes:
-    """Gives it the text and takes what it says: the first bytes for the log, and the rest so that it never waits."""
-    assert process.stdin is not None
+@contextlib.contextmanager
+def _readable(text: bytes) -> Iterator[int]:
+    """A descriptor to read this from, which is closed in the end.
+
+    No pipe: a hook need not read, and may have ended before anything is written. It is in memory, and takes no time.
+    """
+    descriptor = os.memfd_create("sniproxy-hook")
+    try:
+        os.write(descriptor, text)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def _heard(process: asyncio.subprocess.Process) -> bytes:
+    """What it says: the first bytes for the log, and the rest so that it never waits."""
     assert process.stdout is not None
-    process.stdin.write(text)
-    process.stdin.close()
     said = b""
     while more := await process.stdout.read(OUTPUT_BYTES):
         said = (said + more)[:OUTPUT_BYTES]
