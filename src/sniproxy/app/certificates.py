@@ -13,7 +13,7 @@ from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any
 
 from sniproxy.acme.account import Account, AccountSettings
-from sniproxy.acme.certificate import Means, Reports, current, status
+from sniproxy.acme.certificate import Means, Renewed, Reports, current, status
 from sniproxy.acme.challenges import key_authorization
 from sniproxy.acme.keeper import ORDERS_AT_ONCE, Keeper, no_orders, rehearse
 from sniproxy.acme.ordering import Wanted
@@ -48,6 +48,10 @@ log = logging.getLogger(__name__)
 
 class UnknownCertificate(SniproxyError):
     """There is no certificate of that name."""
+
+
+class CutShort(SniproxyError):
+    """What was asked for takes longer than a reload can wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +182,7 @@ class Certificates:
         self._running: asyncio.Task[None] | None = None
         self._hooks: set[asyncio.Task[None]] = set()
         self._probes: set[asyncio.Task[None]] = set()
+        self._renewing: set[asyncio.Task[list[Renewed]]] = set()
         self._changing = asyncio.Lock()
 
     async def start(self) -> UnixAddress:
@@ -234,7 +239,7 @@ class Certificates:
         """Does now what is due for these certificates, or for all; returns what came of each, in JSON's terms.
 
         Each has `name`, `result` ("renewed", "not_due", "failed", "not_deployed", "rehearsed"), `error` and `status`.
-        Raises UnknownCertificate, StoreError.
+        Raises UnknownCertificate, StoreError, and CutShort after a reload that could not wait for it.
         """
         async with self._changing:  # the certificates of a reload that is under way, not those before it
             keeper = self._checked(*names)
@@ -243,37 +248,39 @@ class Certificates:
             tell({"certificate": name, "text": text})
 
         if dry_run:
-            return await self._rehearse(names or list(keeper.certificates), step)
-        results = await keeper.renew(names, force=force, tell=step)
-        return [
-            {
-                "name": result.status.name,
-                "result": result.result,
-                "error": result.error,
-                "status": as_json(result.status),
-            }
-            for result in results
-        ]
+            return await self._rehearse(keeper, names or list(keeper.certificates), step)
+        renewing = asyncio.get_running_loop().create_task(keeper.renew(names, force=force, tell=step))
+        self._renewing.add(renewing)
+        renewing.add_done_callback(self._renewing.discard)
+        try:
+            await asyncio.wait((renewing,))
+        finally:
+            renewing.cancel()
+        if renewing.cancelled():
+            raise CutShort("a reload has cut it short; what was begun is gone on with")
+        return [_as_json(result.status, result.result, result.error) for result in renewing.result()]
 
-    async def _rehearse(self, names: Sequence[str], step: Callable[[str, str], None]) -> list[dict[str, Any]]:
+    async def _rehearse(
+        self, keeper: Keeper, names: Sequence[str], step: Callable[[str, str], None]
+    ) -> list[dict[str, Any]]:
         assert self._plan is not None
         assert self._means is not None
-        assert self._keeper is not None
-        same = self._plan.rehearsals == self._plan.account and await self._means.account.is_stored()
-        account = self._means.account if same else Account(self._plan.rehearsals, None)
+        this, means = self._plan, self._means
+        same = this.rehearsals == this.account and await means.account.is_stored()
+        account = means.account if same else Account(this.rehearsals, None)
         results = []
         try:
             for name in names:
-                each = self._keeper.certificates[name].wanted
+                certificate = keeper.certificates[name]
                 said = partial(step, name)
                 said(f"a dry run at {account.settings.directory}: nothing is kept")
                 error = None
                 try:
-                    bundle = await rehearse(each, self._means, account, CertificateCounts(), said)
+                    bundle = await rehearse(certificate.wanted, means, account, CertificateCounts(), said)
                     said(f"would have been issued by {bundle.leaf.issuer}")
                 except (AcmeError, StoreError) as failure:
                     error = str(failure)
-                results.append({"name": name, "result": "failed" if error else "rehearsed", "error": error})
+                results.append(_as_json(certificate.status(), "failed" if error else "rehearsed", error))
         finally:
             if not same:
                 await account.close()
@@ -398,9 +405,10 @@ class Certificates:
                     await keeper.hold()
             except TimeoutError:
                 log.warning("certificates: what is under way is cut, and gone on with")
-        if running is not None:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+        work = [*self._renewing, *([running] if running is not None else [])]
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
         if means is not None:
             await means.account.close()
         self._keeper = self._running = self._means = None
@@ -424,3 +432,7 @@ class Certificates:
     def _on_hook_done(self, task: asyncio.Task[None]) -> None:
         self._hooks.discard(task)
         self._on_done(task)
+
+
+def _as_json(seen: CertificateStatus, result: str, error: str | None) -> dict[str, Any]:
+    return {"name": seen.name, "result": result, "error": error, "status": as_json(seen)}
