@@ -5,11 +5,28 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import stat
+from typing import TYPE_CHECKING
 
 import pytest
 
-from sniproxy.app.rights import Identity, acting_as, as_after_the_start, drop_privileges, identity
+from sniproxy.app.rights import (
+    Identity,
+    acting_as,
+    as_after_the_start,
+    drop_privileges,
+    hand_over,
+    identity,
+    make_directories,
+)
+from sniproxy.config import parse
 from sniproxy.errors import StartError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sniproxy.config import Config
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 
@@ -99,3 +116,135 @@ def test_as_nobody_else() -> None:
     """Nothing to change, and no right to change it needed."""
     with acting_as(None):
         assert os.geteuid() == os.getuid()
+
+
+# ------------------------------------------------------------------------------------------- directories of certificates
+
+
+def config(place: Path, *, user: str = "nobody", group: str = "daemon", certificates: bool = True) -> Config:
+    more = f"""
+[acme]
+agree_to_terms = true
+state_dir = "{place}/lib/state"
+[[certificates]]
+names = ["a.example"]
+[haproxy]
+certificate_dir = "{place}/srv/certs"
+"""
+    return parse(
+        f"""
+[proxy]
+listen = ["127.0.0.1:8443"]
+user = "{user}"
+group = "{group}"
+[backends.haproxy]
+servers = ["unix:/nowhere.sock"]
+{more if certificates else ""}
+""",
+        file="sniproxy.toml",
+    )
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    before = os.umask(0o037)
+    yield
+    os.umask(before)
+
+
+def rights(path: Path) -> tuple[str, str, int]:
+    status = path.stat()
+    return pwd.getpwuid(status.st_uid).pw_name, grp.getgrgid(status.st_gid).gr_name, stat.S_IMODE(status.st_mode)
+
+
+@needs_root
+def test_directories_are_made_while_root_is_there(tmp_path: Path, umask: None) -> None:
+    """Contract section 4: state_dir 0700; and HAProxy's group reads certificates. Both are the later user's."""
+    make_directories(config(tmp_path))
+
+    assert rights(tmp_path / "lib/state") == ("nobody", "daemon", 0o700)
+    assert rights(tmp_path / "srv/certs") == ("nobody", "daemon", 0o750)
+    assert rights(tmp_path / "lib")[0] == "root"
+
+
+@needs_root
+def test_those_that_are_there_are_left_as_they_are(tmp_path: Path) -> None:
+    """An administrator's word goes before ours; whether they can be used is said by who uses them."""
+    for path in (tmp_path / "lib/state", tmp_path / "srv/certs"):
+        path.mkdir(parents=True)
+        path.chmod(0o711)
+    make_directories(config(tmp_path))
+
+    assert {rights(tmp_path / "lib/state"), rights(tmp_path / "srv/certs")} == {("root", "root", 0o711)}
+
+
+@needs_root
+def test_without_certificates_there_is_nothing_to_make(tmp_path: Path) -> None:
+    """A relay alone."""
+    make_directories(config(tmp_path, certificates=False))
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_root
+def test_without_a_user_they_are_roots(tmp_path: Path) -> None:
+    """`user = ""`: stay."""
+    make_directories(config(tmp_path, user="", group=""))
+
+    assert rights(tmp_path / "lib/state") == ("root", "root", 0o700)
+
+
+@needs_root
+def test_one_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    """Which one, and why."""
+    (tmp_path / "srv").write_text("not a directory")
+    with pytest.raises(StartError, match=rf"cannot make {tmp_path}/srv/certs: Not a directory"):
+        make_directories(config(tmp_path))
+
+
+@needs_root
+def test_a_user_that_is_not_there_is_told(tmp_path: Path) -> None:
+    """Not on with root's."""
+    with pytest.raises(StartError, match=r"proxy\.user"):
+        make_directories(config(tmp_path, user="nosuch-user"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root would make them")
+def test_who_is_not_root_makes_none(tmp_path: Path) -> None:
+    """The store makes its own, with the rights that there are."""
+    make_directories(config(tmp_path))
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_root
+def test_what_is_handed_over_belongs_to_the_user(tmp_path: Path) -> None:
+    """A link itself, and not what it leads to (chown(2) would follow)."""
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("")
+    link.symlink_to(target)
+    hand_over(link, "nobody", "")
+
+    assert rights(target)[0] == "root"
+    assert link.lstat().st_uid == pwd.getpwnam("nobody").pw_uid
+
+
+@needs_root
+def test_what_cannot_be_handed_over_is_told(tmp_path: Path) -> None:
+    """To whom, and why: the program would not start for a reason nobody could see."""
+    with pytest.raises(StartError, match=r"cannot give .*/nosuch to nobody: No such file or directory"):
+        hand_over(tmp_path / "nosuch", "nobody", "")
+    with pytest.raises(StartError, match="to group daemon: No such file"):
+        hand_over(tmp_path / "nosuch", "", "daemon")
+
+
+@needs_root
+def test_handed_over_to_a_group_the_user_stays(tmp_path: Path) -> None:
+    """`group` alone; and to nobody, nothing is done."""
+    path = tmp_path / "file"
+    path.write_text("")
+    hand_over(path, "", "daemon")
+    assert rights(path)[:2] == ("root", "daemon")
+
+    hand_over(path, "", "")
+    assert rights(path)[:2] == ("root", "daemon")

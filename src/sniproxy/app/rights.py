@@ -57,8 +57,12 @@ def drop_privileges(user: str, group: str) -> None:
 def hand_over(path: Path | str, user: str, group: str) -> None:
     """Gives a file or a directory to whom the program will become. Raises StartError."""
     become = identity(user, group)
-    if become is not None:
+    if become is None:
+        return
+    try:
         os.chown(path, become.uid if become.uid is not None else -1, become.gid, follow_symlinks=False)
+    except OSError as error:
+        raise StartError(f"cannot give {path} to {user or f'group {group}'}: {error.strerror}") from error
 
 
 def make_directories(config: Config) -> None:
@@ -77,6 +81,7 @@ def make_directories(config: Config) -> None:
             continue
         try:
             directory.mkdir(mode=mode, parents=True)
+            directory.chmod(mode)  # the umask took some of it
         except OSError as error:
             raise StartError(f"cannot make {directory}: {error.strerror}") from error
         hand_over(directory, proxy.user, proxy.group)
