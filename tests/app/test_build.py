@@ -10,8 +10,10 @@ import pytest
 
 from sniproxy.app import build
 from sniproxy.config import Config, parse
+from sniproxy.errors import ConfigError
 from sniproxy.http.server import MAX_CONNECTIONS
-from sniproxy.model import Balance, ProxyProtocol, TcpAddress
+from sniproxy.model import Balance, ProxyProtocol, TcpAddress, UnixAddress
+from sniproxy.policy.routing import RESPONDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,6 +116,33 @@ def test_the_same_address_in_another_backend_is_another_server(config: Config) -
         build.backends(moved, [server for backend in old for server in backend.servers])[0].servers[0]
         is not old[0].servers[0]
     )
+
+
+def test_the_responder_is_a_backend_like_any_other(config: Config) -> None:
+    """DESIGN: the router picks it. No header, as it is none of a proxy's; a label that lasts, unlike its address."""
+    address = UnixAddress("@sniproxy-acme-0123")
+    responder, *others = build.backends(config, responder=address)
+
+    assert (responder.name, responder.proxy_protocol) == (RESPONDER, ProxyProtocol.OFF)
+    assert [(server.address, server.label) for server in responder.servers] == [(address, "responder")]
+    assert [backend.name for backend in others] == ["web", "git"]
+    assert [backend.name for backend in build.backends(config)] == ["web", "git"]
+
+
+def test_no_configuration_can_name_the_responder(config: Config) -> None:
+    """A backend of that name would take its place."""
+    with pytest.raises(ConfigError):
+        parse(TEXT.replace("backends.git]", f'backends."{RESPONDER}"]'), file="sniproxy.toml")
+
+
+def test_a_validation_that_is_pending_goes_to_the_responder(config: Config) -> None:
+    """RFC 8737 section 3: the protocol list is exactly acme-tls/1, and the name is one that is pending."""
+    router = build.router(config, lambda name: name == "git.example.com")
+
+    assert router.tls("git.example.com", (b"acme-tls/1",), "192.0.2.1").backend == RESPONDER
+    assert router.tls("git.example.com", (b"acme-tls/1", b"h2"), "198.51.100.1").backend == "git"
+    assert router.tls("www.example.com", (b"acme-tls/1",), "192.0.2.1").backend == "web"
+    assert build.router(config).tls("git.example.com", (b"acme-tls/1",), "192.0.2.1").backend != RESPONDER
 
 
 @pytest.fixture
