@@ -32,7 +32,7 @@ from sniproxy.relay.listener import Listener, bind, has_ipv6
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from sniproxy.app.certificates import Certificates
@@ -80,11 +80,11 @@ class Proxy:
         self._certificates: Certificates | None = None
         self._responder: UnixAddress | None = None
 
-    async def run(self, errand: Callable[[Certificates], Awaitable[None]] | None = None) -> int:
+    async def run(self, errand: Callable[[Certificates], Coroutine[Any, Any, None]] | None = None) -> int:
         """Serves until TERM or INT; returns the exit status. Raises StartError where it cannot begin.
 
-        With an `errand` it serves only until that is done, lets nobody in but clients of :443 and :80, and keeps no
-        certificate by itself.
+        With an `errand` it serves only until that is done or it is told to stop, lets nobody in but clients of :443 and
+        :80, and keeps no certificate by itself.
         """
         if errand is not None:
             self._admin_listen, self._control_socket = (), None
@@ -134,15 +134,27 @@ class Proxy:
         if no_control:
             log.warning("%s; commands that change something cannot reach this process", no_control)
         try:
-            await self._take_certificates(config, keep=errand is None)
+            await self._unless_stopped(self._take_certificates(config, keep=errand is None))
             if errand is not None:
                 assert self._certificates is not None
-                await errand(self._certificates)
+                await self._unless_stopped(errand(self._certificates))
             else:
                 await self._stop.wait()
             return await self._drain()
         finally:
             await self._close()
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        """Waits for what is to be done first; TERM or INT cut it short."""
+        working, stop = self._loop.create_task(work), self._loop.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((working, stop), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                await working
+        finally:
+            for task in (working, stop):
+                task.cancel()
+            await asyncio.gather(working, stop, return_exceptions=True)
 
     # ------------------------------------------------------------------ start
 

@@ -10,13 +10,13 @@ import click
 from sniproxy.cli.program import BAD_CONFIG, fail, load_or_exit, loop_factory
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
     from pathlib import Path
 
     from sniproxy.app.certificates import Certificates
     from sniproxy.config import Config
 
-    Errand = Callable[[Certificates], Awaitable[Any]]
+    Errand = Callable[[Certificates], Coroutine[Any, Any, Any]]
 
 QUIET_SECONDS = 900.0
 """Between two lines of the running proxy: an order that hangs takes ten minutes, and then says so."""
@@ -73,12 +73,15 @@ def _by_itself(config: Config, path: Path, errand: Errand, *, listening: bool) -
 
     async def keep(certificates: Certificates) -> None:
         results.append(await errand(certificates))
+        await certificates.hooks_done()  # as this process is about to end
 
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_in_its_place(config, path, keep) if listening else _beside(config, keep))
     except SniproxyError as error:
         fail(error)
+    if not results:
+        fail("stopped before it was done; what was begun is gone on with next time")
     return results[0]
 
 
