@@ -6,13 +6,22 @@ import platform
 import shutil
 import subprocess
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from sniproxy.model import HISTOGRAM_BOUNDS_SECONDS, HistogramSnapshot, Outcome, RelaySnapshot, ServerSnapshot
-from sniproxy.observe.metrics import Metrics, RelayCollector, ReloadCounts
+from sniproxy.model import (
+    HISTOGRAM_BOUNDS_SECONDS,
+    CertificateCounts,
+    CertificateStatus,
+    HistogramSnapshot,
+    Outcome,
+    RelaySnapshot,
+    ServerSnapshot,
+)
+from sniproxy.observe.metrics import CertificateCollector, Metrics, RelayCollector, ReloadCounts
 
 
 def histogram(name: str, *seconds: int) -> HistogramSnapshot:
@@ -196,12 +205,131 @@ def test_the_process_is_watched_too() -> None:
     assert {"process_resident_memory_bytes", "process_open_fds", "process_max_fds", "python_info"} <= names
 
 
-def test_promtool_finds_nothing_to_say() -> None:
+@pytest.mark.parametrize("of", ["connections", "certificates"])
+def test_promtool_finds_nothing_to_say(of: str) -> None:
     """Prometheus' own linter."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed")
-    ours = "".join(line for line in page().splitlines(keepends=True) if "sniproxy_" in line.split("{")[0])
+    text = page() if of == "connections" else certificate_page()
+    ours = "".join(line for line in text.splitlines(keepends=True) if "sniproxy_" in line.split("{")[0])
     checked = subprocess.run([promtool, "check", "metrics"], input=ours, text=True, capture_output=True)
 
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+# ------------------------------------------------------------------------------------------------------- certificates
+
+NOT_AFTER = datetime(2027, 1, 24, 12, 0, tzinfo=UTC)
+STATUSES = (
+    CertificateStatus(
+        name="example.com",
+        names=("example.com", "www.example.com"),
+        serial="0abc",
+        not_before=NOT_AFTER - timedelta(days=90),
+        not_after=NOT_AFTER,
+        renew_at=NOT_AFTER - timedelta(days=30, seconds=0.5),
+        reason="ari",
+        deployed=True,
+    ),
+    CertificateStatus(name="new.example.com", names=("new.example.com",), last_error="no", reason="missing"),
+)
+
+CERTIFICATE_FAMILIES = {
+    "sniproxy_certificate_not_after_timestamp_seconds": ("gauge", {"certificate"}),
+    "sniproxy_certificate_renew_at_timestamp_seconds": ("gauge", {"certificate"}),
+    "sniproxy_certificate_deployed": ("gauge", {"certificate"}),
+    "sniproxy_certificate_renewals": ("counter", {"certificate", "result"}),
+    "sniproxy_challenges": ("counter", {"type", "result"}),
+}
+
+
+def certificate_page(counts: CertificateCounts | None = None, accept: str = "") -> str:
+    counts = counts or CertificateCounts(challenges={("tls-alpn-01", "valid"): 0})
+    collector = CertificateCollector(lambda: STATUSES, counts)
+    body, _ = Metrics(lambda: SNAPSHOT, ReloadCounts(), "1.2.3", collector).render(accept)
+    return body.decode()
+
+
+@pytest.mark.parametrize("name", CERTIFICATE_FAMILIES)
+def test_a_family_of_certificates_has_its_name_type_and_labels(name: str) -> None:
+    """Contract, section 3."""
+    family = {family.name: family for family in text_string_to_metric_families(certificate_page())}[name]
+    kind, labels = CERTIFICATE_FAMILIES[name]
+
+    assert family.type == kind
+    assert family.documentation
+    assert {label for sample in family.samples for label in sample.labels} == labels
+
+
+def test_a_certificate_has_its_times() -> None:
+    """Unix time, in seconds; a fraction of one is nobody's business to lose."""
+    text = certificate_page()
+
+    assert value(text, "sniproxy_certificate_not_after_timestamp_seconds", certificate="example.com") == (
+        NOT_AFTER.timestamp()
+    )
+    assert value(text, "sniproxy_certificate_renew_at_timestamp_seconds", certificate="example.com") == (
+        NOT_AFTER.timestamp() - 30 * 86400 - 0.5
+    )
+    assert value(text, "sniproxy_certificate_deployed", certificate="example.com") == 1
+
+
+def test_one_that_is_not_there_yet_has_none_and_is_not_deployed() -> None:
+    """An alert on `deployed == 0` sees it; 1970 would be a date that it never had."""
+    found = samples(certificate_page())
+    labels = frozenset({("certificate", "new.example.com")})
+
+    assert found["sniproxy_certificate_deployed", labels] == 0
+    assert ("sniproxy_certificate_not_after_timestamp_seconds", labels) not in found
+    assert ("sniproxy_certificate_renew_at_timestamp_seconds", labels) not in found
+
+
+def test_renewals_are_counted_from_nothing() -> None:
+    """A counter that begins at 1 hides its first event from rate()."""
+    counts = CertificateCounts()
+    counts.renewal("example.com", "success")
+    counts.renewal("example.com", "success")
+    counts.renewal("gone.example.com", "failure")
+    text = certificate_page(counts)
+
+    assert value(text, "sniproxy_certificate_renewals_total", certificate="example.com", result="success") == 2
+    assert value(text, "sniproxy_certificate_renewals_total", certificate="example.com", result="failure") == 0
+    assert value(text, "sniproxy_certificate_renewals_total", certificate="new.example.com", result="success") == 0
+    assert "gone.example.com" not in text  # labels are those of the configuration
+
+
+def test_challenges_are_counted_by_what_the_ca_said() -> None:
+    """`valid`, `invalid`, and `error` where it never came to that."""
+    counts = CertificateCounts()
+    for result in ("valid", "valid", "invalid", "error"):
+        counts.challenge("http-01", result)
+    text = certificate_page(counts)
+
+    assert {
+        result: value(text, "sniproxy_challenges_total", type="http-01", result=result)
+        for result in ("valid", "invalid", "error")
+    } == {"valid": 2, "invalid": 1, "error": 1}
+
+
+def test_no_text_of_anybody_is_a_label() -> None:
+    """Labels are closed sets: neither serial numbers nor errors (Prometheus, "Do not overuse labels")."""
+    text = certificate_page()
+
+    assert "0abc" not in text
+    assert 'no"' not in text
+
+
+def test_certificates_can_be_read_as_openmetrics_too() -> None:
+    """The other format that scrapers ask for."""
+    families = {family.name for family in parse_openmetrics(certificate_page(accept="application/openmetrics-text"))}
+
+    assert set(CERTIFICATE_FAMILIES) <= families
+
+
+def test_nothing_is_asked_before_somebody_scrapes() -> None:
+    """Registering a collector asks it for its families; certificates are not there by then."""
+    collector = CertificateCollector(pytest.fail, CertificateCounts())
+
+    assert list(collector.describe()) == []
+    Metrics(lambda: SNAPSHOT, ReloadCounts(), "1.2.3", collector)
