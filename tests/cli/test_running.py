@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import pwd
+import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +16,9 @@ import pytest
 from sniproxy.cli import running
 from sniproxy.cli.running import load_with_certificates, result_of, say
 from sniproxy.config import load
+from tests.support.acme_stub import AcmeStub
 from tests.support.control import ScriptedControl
-from tests.support.processes import LOCALHOST, free_port
+from tests.support.processes import LOCALHOST, PATIENCE_SECONDS, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,3 +142,22 @@ def test_steps_are_for_people(capsys):
     """Section 1: data to stdout, the rest to stderr."""
     say({"certificate": "a.example", "text": "issued"})
     assert capsys.readouterr() == ("", "a.example: issued\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_what_is_written_beside_the_ports_is_the_proxys(place):
+    """Contract section 4: files are 0600, so what root would write the proxy's user could not read."""
+    place.chmod(0o755)
+    with AcmeStub() as stub:
+        path = configuration(place)
+        text = re.sub(r"http://[^\"]+", stub.directory_url, path.read_text())
+        path.write_text(text.replace("[proxy]", '[proxy]\nuser = "nobody"'))
+        done = subprocess.run(
+            [sys.executable, "-m", "sniproxy", "account", "-c", path],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+        )
+    assert done.returncode == 0, done.stderr
+    assert len(stub.accounts) == 1
+    assert {file.stat().st_uid for file in (place / "state").rglob("*")} == {pwd.getpwnam("nobody").pw_uid}

@@ -96,7 +96,12 @@ async def _in_its_place(config: Config, path: Path, errand: Errand) -> None:
 
 async def _beside(config: Config, errand: Errand) -> None:
     from sniproxy.app.certificates import Certificates, plan
+    from sniproxy.app.rights import drop_privileges, make_directories
     from sniproxy.model import CertificateCounts
+
+    # What root would write the proxy could not read.
+    make_directories(config)
+    drop_privileges(config.proxy.user, config.proxy.group)
 
     def bug(error: BaseException) -> None:
         raise error
