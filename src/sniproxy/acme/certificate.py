@@ -460,11 +460,12 @@ class ManagedCertificate:
         if is_new or self._state.delivery_error is not None:
             now = self._means.now()
             self._state = replace(self._state, deployed_serial=serial, deployed_at=now, delivery_error=None)
-            await self._save_state()
             if self._means.delivery is not None:
                 self._tell(f"served: serial {serial}")
-        if is_new:
-            self._means.reports.renewed(self.status())
+            if is_new:
+                # Before it is on disk: after a crash between the two somebody is told twice, and not never.
+                self._means.reports.renewed(self.status())
+            await self._save_state()
 
     async def _record_undelivered(self, words: str) -> None:
         delays = DELIVERY_BACK_OFF_SECONDS
