@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sniproxy import errors
-from sniproxy.errors import ConfigError, Mistake
+from sniproxy.errors import ConfigError, Mistake, Problem
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_every_error_has_one_root():
     """One root, so that the command line can tell what was foreseen from a bug."""
     found = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
 
-    assert len(found) == 8
+    assert len(found) == 17
     assert all(issubclass(error, errors.SniproxyError) for error in found)
 
 
@@ -49,3 +49,13 @@ def test_the_page_at_the_top_draws_the_whole_tree():
     found = [name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)]
 
     assert all(name in (errors.__doc__ or "") for name in found)
+
+
+def test_a_problem_is_told_whole_and_on_one_line():
+    """RFC 8555 section 6.7.1: subproblems say which name it is about; what a CA sends may hold anything."""
+    urn = "urn:ietf:params:acme:error:"
+    inner = Problem(type=urn + "caa", detail="forbids\nit", identifier="a.example")
+    problem = Problem(type=urn + "rateLimited", detail="too many", status=429, subproblems=[inner], retry_after=60)
+
+    assert str(problem) == "rateLimited: too many (a.example: caa: forbids?it)"
+    assert (problem.code, problem.status, problem.retry_after) == ("rateLimited", 429, 60)
