@@ -49,8 +49,10 @@ def start(site: Site, **options: Any) -> None:
 
 
 def await_ari(site: Site) -> None:
-    """Waits until the CA has said when to renew."""
-    until(lambda: site.status()["reason"] in ("ari", "expiring"), "the CA has said when to renew", site.sniproxy)
+    """Waits until the CA has said when to renew, and that is on disk."""
+    state = site.state / "certificates" / NAMES[0] / "state.json"
+    until(lambda: json.loads(state.read_text())["ari_at"], "the CA has said when to renew", site.sniproxy)
+    assert site.status()["reason"] in ("ari", "expiring")
 
 
 @pytest.mark.parametrize("challenge", ["tls-alpn-01", "http-01"])
