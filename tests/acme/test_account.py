@@ -368,6 +368,18 @@ async def test_one_that_the_ca_has_lost_is_made_again(runner: asyncio.Runner, st
     assert again.thumbprint == client.thumbprint
 
 
+async def test_one_whose_contact_changes_is_made_again_too(runner: asyncio.Runner, stub: AcmeStub, desk: Desk) -> None:
+    """The first that hears of it may be who has another contact to tell."""
+    await desk.account().client()
+    stub.forget()
+    other = ("mailto:other@example.test",)
+    client = await desk.account(contact=other).client()
+
+    assert client.account_url == stub.accounts[0].url == desk.url()
+    assert stub.accounts[0].contact == list(other)
+    await works(client)
+
+
 async def test_of_several_that_are_told_so_one_sees_to_it(runner: asyncio.Runner, stub: AcmeStub, desk: Desk) -> None:
     """Those that come later find it done, and what the first one goes on with is not cut off."""
     account = desk.account()

@@ -162,7 +162,8 @@ class Account:
                 await client.update_account(contact=wanted)
             except Problem as problem:
                 if is_unknown_account(problem):
-                    raise
+                    await self._register(client)
+                    return wanted
                 # No reason to let certificates expire.
                 log.warning("the CA does not take acme.email: %s", problem)
                 return stored.contact
