@@ -844,6 +844,23 @@ async def test_a_wait_of_a_clock_that_was_ahead_is_not_believed(
     assert stub.count("newOrder") == 2
 
 
+async def test_a_question_of_a_clock_that_was_ahead_is_not_put_off(
+    runner: asyncio.Runner, stub: AcmeStub, bench: Workbench
+) -> None:
+    """When to renew is asked more than once a day (RFC 9773 section 4.3.2), and not again in a year."""
+    await first(bench)
+    bench.change_state(ari_next_check=bench.clock() + YEAR)
+    asked = stub.count("renewalInfo")
+    async with bench.kept():
+        await until(lambda: stub.count("renewalInfo") > asked, "it is asked now")
+        await bench.idle()
+
+    assert stub.count("renewalInfo") == asked + 1
+    next_check = bench.state().ari_next_check
+    assert next_check is not None
+    assert next_check < bench.clock() + DAY
+
+
 async def test_a_suspend(runner: asyncio.Runner, stub: AcmeStub, bench: Workbench) -> None:
     """Whoever sleeps by a monotonic clock sleeps through it (CLOCK_MONOTONIC stands still, clock_gettime(2))."""
     bench.put(age=59 * DAY)

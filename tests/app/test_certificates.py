@@ -365,6 +365,24 @@ async def test_where_there_is_one_in_the_store_that_is_what_is_placed(
     assert stub.count("newOrder") == 0
 
 
+async def test_no_placeholder_is_placed_before_it(
+    runner: asyncio.Runner, stub: AcmeStub, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HAProxy may start at any moment."""
+    began = asyncio.Event()
+
+    async def run(_: Keeper) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Keeper, "run", run)
+    office.names = (A, B)
+    office.put(A)
+    async with office.open():
+        await began.wait()
+        assert [path.name for path in office.certificate_dir.iterdir()] == [f"{B}.pem"]
+
+
 async def test_a_directory_that_cannot_be_written_to_is_no_reason_not_to_order(
     runner: asyncio.Runner, stub: AcmeStub, office: Office, caplog: pytest.LogCaptureFixture
 ) -> None:
