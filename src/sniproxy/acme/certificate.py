@@ -535,6 +535,11 @@ class ManagedCertificate:
             await self._reconcile()
         return await self._deliver() if self._differs else None
 
+    @property
+    def alone(self) -> asyncio.Lock:
+        """While this is held, nothing else is done with the certificate."""
+        return self._busy
+
     async def hold(self) -> None:
         """Waits for what is being done to be done; nothing new is begun after that."""
         await self._busy.acquire()

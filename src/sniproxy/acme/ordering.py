@@ -224,7 +224,8 @@ class Ordering:
             await asyncio.to_thread(self.files.forget_order)
             raise OrderFailed("the CA says that the certificate is there, and not where")
         try:
-            chains = await self.client.certificate(order.certificate)
+            # Chains that nobody asked for are not fetched: one that cannot be had would be in the way.
+            chains = await self.client.certificate(order.certificate, alternates=bool(self.wanted.preferred_chain))
             chain = preferred(chains, self.wanted.preferred_chain)
             return await asyncio.to_thread(check_issued, key, chain, self.wanted.names, self.now())
         except BadCertificate:

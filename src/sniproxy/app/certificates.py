@@ -276,7 +276,9 @@ class Certificates:
                 said(f"a dry run at {account.settings.directory}: nothing is kept")
                 error = None
                 try:
-                    bundle = await rehearse(certificate.wanted, means, account, CertificateCounts(), said)
+                    # Two validations of one name at a time could not be told apart on the wire.
+                    async with certificate.alone:
+                        bundle = await rehearse(certificate.wanted, means, account, CertificateCounts(), said)
                     said(f"would have been issued by {bundle.leaf.issuer}")
                 except (AcmeError, StoreError) as failure:
                     error = str(failure)
