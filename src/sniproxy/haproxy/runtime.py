@@ -71,6 +71,10 @@ class RuntimeUnreachable(DeliveryError):
     """No HAProxy answers there: nobody listens, or there was no whole answer in time."""
 
 
+class NotPermitted(DeliveryError):
+    """The socket's level is too low for what was asked, so nothing was begun."""
+
+
 class TransactionOpen(DeliveryError):
     """Somebody else is about to change certificates: to be tried again later."""
 
@@ -290,6 +294,8 @@ class RuntimeApi:
             reply = await self._ask(command)
             if not _succeeded(reply):
                 self._refuse(command, reply, reload_helps=True)
+        except NotPermitted:
+            raise  # to abort would not be permitted either, and there is nothing to
         except BaseException as error:
             if opened is not None:
                 failure = await self._whatever_happens(f"abort ssl cert {_word(opened)}")
@@ -366,7 +372,7 @@ class RuntimeApi:
             raise DeliveryError(f"{self}: `{command}`: an empty answer, which is none")
         if reply.startswith(("Permission denied", "Can't allocate memory!")):
             # The second is what some commands for operators answer to a mere user.
-            raise DeliveryError(
+            raise NotPermitted(
                 f'{self}: "{_quoted(reply)}" to `{command}`; it needs {_socket_line(self.address)}', reload_helps=True
             )
         if reply.startswith("Unknown command"):
