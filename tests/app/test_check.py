@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import socket
 from pathlib import Path
@@ -12,10 +13,15 @@ import pytest
 
 from sniproxy.app import check
 from sniproxy.config import Source, parse
-from tests.support.processes import LOCALHOST, free_port
+from tests.support import haproxy
+from tests.support.haproxy import Haproxy
+from tests.support.processes import LOCALHOST, Programs, free_port
 
 if TYPE_CHECKING:
     from sniproxy.errors import Mistake
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+with_haproxy = pytest.mark.skipif(haproxy.HAPROXY is None, reason=haproxy.MISSING)
 
 DELIVERY = """
 [acme]
@@ -78,19 +84,59 @@ def test_places_for_certificates(tmp_path: Path) -> None:
         "acme.state_dir": f"{tmp_path}/file is not a directory",
         "haproxy.certificate_dir": f"{tmp_path}/file is not a directory",
         "haproxy.runtime_sockets[0]": (
-            f"not there for this user; HAProxy needs: stats socket {tmp_path}/admin.sock level admin"
+            f"HAProxy at unix:{tmp_path}/admin.sock: there is no such socket; HAProxy is not running, or has no"
+            f" `stats socket {tmp_path}/admin.sock level admin`"
         ),
     }
 
 
-def test_places_that_can_be_made(tmp_path: Path) -> None:
+@with_haproxy
+def test_places_that_can_be_made(programs: Programs, tmp_path: Path) -> None:
     """A directory that is not there yet, in one that can be written to, is no problem."""
     (tmp_path / "ca.pem").write_text("")
-    with socket.socket(socket.AF_UNIX) as runtime:
-        runtime.bind(str(tmp_path / "admin.sock"))
-        places = {"state": f"{tmp_path}/a/b", "certificates": f"{tmp_path}/c/d", "ca": f"{tmp_path}/ca.pem"}
+    running = programs.start(Haproxy("", programs.directory))
+    places = {"state": f"{tmp_path}/a/b", "certificates": f"{tmp_path}/c/d", "ca": f"{tmp_path}/ca.pem"}
 
-        assert found(proxy() + DELIVERY.format(runtime=f"{tmp_path}/admin.sock", **places)) == {}
+    assert found(proxy() + DELIVERY.format(runtime=running.runtime, **places)) == {}
+
+
+@needs_root
+def test_places_that_root_makes_before_it_is_another(programs: Programs) -> None:
+    """They are given to proxy.user, so nothing is in the way; one that is there already has to be that user's."""
+    directory = programs.directory
+    directory.chmod(0o755)
+    (directory / "there").mkdir(mode=0o755)
+    places = {"state": f"{directory}/a/b", "certificates": f"{directory}/there", "ca": f"{directory}/ca.pem"}
+    messages = found(proxy(more='user = "nobody"\n') + DELIVERY.format(runtime=f"{directory}/none", **places))
+
+    assert "acme.state_dir" not in messages
+    assert messages["haproxy.certificate_dir"] == f"{directory}/there cannot be written to by this user"
+
+
+@with_haproxy
+def test_a_runtime_socket_of_too_low_a_level(programs: Programs, tmp_path: Path) -> None:
+    """It can be connected to, and is good for looking only (management guide, section 9.3)."""
+    (tmp_path / "ca.pem").write_text("")
+    operator = tmp_path / "op.sock"
+    programs.start(Haproxy(f"    stats socket {operator} level operator\n", programs.directory))
+    places = {"state": f"{tmp_path}/a", "certificates": f"{tmp_path}/b", "ca": f"{tmp_path}/ca.pem"}
+
+    assert found(proxy() + DELIVERY.format(runtime=operator, **places)) == {
+        "haproxy.runtime_sockets[0]": (
+            f"HAProxy at unix:{operator}: its level is 'operator' there; certificates need `stats socket … level admin`"
+        )
+    }
+
+
+def test_a_runtime_socket_that_nobody_listens_on(tmp_path: Path) -> None:
+    """HAProxy leaves its socket behind when it is killed."""
+    (tmp_path / "ca.pem").write_text("")
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(f"{tmp_path}/left.sock")
+    places = {"state": f"{tmp_path}/a", "certificates": f"{tmp_path}/b", "ca": f"{tmp_path}/ca.pem"}
+
+    messages = found(proxy() + DELIVERY.format(runtime=f"{tmp_path}/left.sock", **places))
+    assert "nobody listens there" in messages["haproxy.runtime_sockets[0]"]
 
 
 def test_descriptors_without_end_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from sniproxy.app import build
 from sniproxy.app.rights import as_after_the_start
-from sniproxy.errors import StartError
+from sniproxy.errors import DeliveryError, StartError
+from sniproxy.haproxy.runtime import RuntimeApi
 from sniproxy.model import UnixAddress
 from sniproxy.relay.listener import bind
 
@@ -45,7 +46,7 @@ def problems(config: Config, source: Source, *, running: bool) -> list[Mistake]:
     found += unknown
     # What root may open, the user that it becomes may perhaps not.
     with nullcontext() if unknown else as_after_the_start(config.proxy.user, config.proxy.group):
-        found += asyncio.run(_servers(config))
+        found += asyncio.run(_sockets(config))
         found += _files(config)
     mistakes = [source.mistake(path, message) for path, message in found]
     return sorted(mistakes, key=lambda mistake: (mistake.line, mistake.key))
@@ -97,6 +98,11 @@ def _user(config: Config) -> Iterator[Problem]:
                 yield ("proxy", key), f'this machine has no {key} "{name}"'
 
 
+async def _sockets(config: Config) -> list[Problem]:
+    servers, runtime = await asyncio.gather(_servers(config), _runtime_sockets(config))
+    return [*servers, *runtime]
+
+
 async def _servers(config: Config) -> list[Problem]:
     wanted = [
         (("backends", name, "servers", index), address)
@@ -126,6 +132,26 @@ async def _why_unreachable(address: Address) -> str:
     return ""
 
 
+async def _runtime_sockets(config: Config) -> list[Problem]:
+    if config.haproxy is None or not config.certificates:
+        return []
+    answers = await asyncio.gather(*map(_why_no_admin, config.haproxy.runtime_sockets))
+    return [
+        (("haproxy", "runtime_sockets", index), answer) for index, answer in enumerate(answers) if answer is not None
+    ]
+
+
+async def _why_no_admin(address: Address) -> str | None:
+    """What keeps certificates from being changed at a runtime socket; None where nothing does."""
+    try:
+        level = await RuntimeApi(address).level()
+    except DeliveryError as error:
+        return str(error)
+    if level == "admin":
+        return None
+    return f"HAProxy at {address}: its level is {level[:20]!r} there; certificates need `stats socket … level admin`"
+
+
 def _reason(error: OSError) -> str:
     if isinstance(error, socket.gaierror):
         return f"the name cannot be looked up ({error.strerror})"
@@ -146,15 +172,9 @@ def _files(config: Config) -> Iterator[Problem]:
             if path is not None and not _may(path, os.R_OK):
                 yield ("acme", key), f"{path} cannot be read"
         if config.certificates:
-            yield from _writable_place(("acme", "state_dir"), config.acme.state_dir)
+            yield from _writable_place(("acme", "state_dir"), config.acme.state_dir, made_by_root=True)
     if config.haproxy is not None and config.certificates:
-        yield from _writable_place(("haproxy", "certificate_dir"), config.haproxy.certificate_dir)
-        for index, address in enumerate(config.haproxy.runtime_sockets):
-            if not isinstance(address, UnixAddress) or address.is_abstract:
-                continue
-            if not _may(address.path, os.W_OK):
-                message = f"not there for this user; HAProxy needs: stats socket {address.path} level admin"
-                yield ("haproxy", "runtime_sockets", index), message
+        yield from _writable_place(("haproxy", "certificate_dir"), config.haproxy.certificate_dir, made_by_root=True)
 
 
 def _log_file(path: Path) -> Iterator[Problem]:
@@ -173,8 +193,11 @@ def _log_file(path: Path) -> Iterator[Problem]:
         yield key, f"{path} cannot be written to by this user"
 
 
-def _writable_place(key: KeyPath, directory: Path) -> Iterator[Problem]:
-    """A directory that is there and can be written to, or can be made."""
+def _writable_place(key: KeyPath, directory: Path, *, made_by_root: bool = False) -> Iterator[Problem]:
+    """A directory that is there and can be written to, or can be made.
+
+    made_by_root: a start as root makes it before it becomes another user, and gives it away (rights.make_directories).
+    """
     nearest = directory
     try:
         while not nearest.exists() and nearest != nearest.parent:
@@ -184,7 +207,9 @@ def _writable_place(key: KeyPath, directory: Path) -> Iterator[Problem]:
             return
     except PermissionError:
         pass  # somewhere on the way, so that the rest is out of reach as well
-    if not _may(nearest, os.W_OK | os.X_OK):
+    # Of the two users that we are, the real one is still root.
+    may = os.access if made_by_root and nearest != directory else _may
+    if not may(nearest, os.W_OK | os.X_OK):
         yield key, f"{directory} cannot be written to by this user"
 
 
