@@ -168,6 +168,12 @@ def test_a_pipe_of_the_shell_is_as_good_as_a_file(tmp_path):
         os.close(reading)
 
 
+def test_a_pipe_that_nobody_writes_to_is_empty(tmp_path):
+    """To open one waits for somebody to come (fifo(7)), which a check has no time for."""
+    os.mkfifo(tmp_path / "fifo")
+    assert only(tmp_path / "fifo").error == "there is no certificate in it"
+
+
 def test_a_socket_that_was_named_without_unix(tmp_path):
     """It tells how an endpoint is written."""
     with tempfile.TemporaryDirectory() as short, socket.socket(socket.AF_UNIX) as listening:

@@ -6,6 +6,7 @@ For `certs --check`. Whatever cannot be looked at is a finding of its own, never
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import ip_address
@@ -215,8 +216,11 @@ def _entry(path: Path, now: datetime) -> tuple[str, list[Finding]]:
 
 
 def _content(path: Path) -> bytes:
-    # Not durable.read: a pipe that the shell made, <(…), is as good as a file.
-    with path.open("rb") as stream:
+    # Not durable.read: a pipe that the shell made, <(…), is as good as a file. One that nobody writes to is empty,
+    # where an ordinary open would wait for somebody.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as stream:
+        os.set_blocking(descriptor, True)
         return stream.read(MAX_FILE_BYTES + 1)
 
 
