@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -60,6 +61,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     attach_logs(item, report)
     return report
+
+
+@pytest.fixture(autouse=True)
+def logger() -> Iterator[None]:
+    """Commands that run the proxy in this process set the program's logger up for it."""
+    root = logging.getLogger("sniproxy")
+    before = (root.handlers, root.propagate, root.level)
+    yield
+    root.handlers, root.propagate = before[:2]
+    root.setLevel(before[2])
 
 
 @pytest.fixture

@@ -146,7 +146,9 @@ def test_every_certificate_in_the_order_of_the_file(sniproxy, managed, store):
 
 def test_the_table(sniproxy, managed, store):
     """Names, issuer, serial, not after, days left, next renewal and why, deployed or not."""
-    bundle = store("www.example.com", "example.com", ends=80.55, serial=0xABC, deployed=False, delivery_error="no answer")
+    bundle = store(
+        "www.example.com", "example.com", ends=80.55, serial=0xABC, deployed=False, delivery_error="no answer"
+    )
     result = sniproxy("certs", "-c", managed(["www.example.com", "example.com"], ["b.example"]))
 
     assert (result.exit_code, result.stderr) == (0, "")

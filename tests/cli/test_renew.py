@@ -170,7 +170,7 @@ def test_a_refusal_is_told(sniproxy: Callable[..., Result], place: Path, path: P
 
 
 def test_a_proxy_that_cannot_be_reached_is_not_run_over(
-    sniproxy: Callable[..., Result], programs: Programs, place: Path
+    sniproxy: Callable[..., Result], place: Path, programs: Programs
 ) -> None:
     """Two at once would fight for the port, and for the certificate; exit status 1."""
     proxy = Sniproxy(text(place, control=False, admin=(admin := free_port())), programs.directory)

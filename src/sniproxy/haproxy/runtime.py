@@ -46,6 +46,12 @@ DYNAMIC_PAYLOADS: Final = (3, 4)
 """Since then there is a limit for payloads alone, tune.cli.max-payload-size, 128 KiB, and HAProxy says where it is
 reached."""
 
+LOCKED: Final = "are currently locked!"
+LOCKED_TRIES: Final = 20
+LOCKED_SECONDS = 0.05
+"""HAProxy's certificates are locked while one is committed, by us for another name as well: some milliseconds, and more
+where many bind lines use it. Nothing was done then, and the same is asked again."""
+
 _QUOTED_CHARS = 300
 """Of an answer, in an error."""
 
@@ -168,7 +174,8 @@ class RuntimeApi:
 
     async def certificate_names(self) -> CertificateNames:
         """All certificates that HAProxy has, by its own names for them."""
-        reply = await self._ask("show ssl cert")
+        # With none at all, as with `crt DIR strict-sni` and nothing in it yet, it does not even write a headline.
+        reply = await self._ask("show ssl cert", may_be_empty=True)
         names: list[str] = []
         transaction: str | None = None
         listed = False
@@ -179,7 +186,7 @@ class RuntimeApi:
                 transaction = line[1:]
             elif line:
                 names.append(line)
-        if not listed:
+        if reply and not listed:
             self._refuse("show ssl cert", reply)
         return CertificateNames(names=tuple(names), transaction=transaction)
 
@@ -368,6 +375,11 @@ class RuntimeApi:
     async def _ask(self, command: str, payload: bytes = b"", *, may_be_empty: bool = False) -> str:
         """The answer, without the empty line that ends it."""
         reply = await self._exchange(command.encode() + b"\n" + payload)
+        for _ in range(LOCKED_TRIES):
+            if LOCKED not in reply:
+                break
+            await asyncio.sleep(LOCKED_SECONDS)
+            reply = await self._exchange(command.encode() + b"\n" + payload)
         if not reply and not may_be_empty:
             raise DeliveryError(f"{self}: `{command}`: an empty answer, which is none")
         if reply.startswith(("Permission denied", "Can't allocate memory!")):
@@ -381,7 +393,7 @@ class RuntimeApi:
                 f" where there has to be {_socket_line(self.address)}",
                 reload_helps=True,
             )
-        if "are currently locked!" in reply:
+        if LOCKED in reply:
             raise TransactionOpen(f"{self}: another program is changing certificates there at this moment")
         return reply
 
