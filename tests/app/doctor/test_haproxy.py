@@ -178,6 +178,7 @@ async def test_a_transaction_that_is_over_soon(runner, scripted, directory, monk
 async def test_the_old_process_of_a_reload(runner, scripted):
     scripted.script["show info"] = b"Version: 3.0.0\nPid: 7\nStopping: 1\n\n"
     scripted.script["show cli level"] = b"admin\n\n"
+    scripted.script["show ssl crt-list"] = b"/x\n\n"
     found = await check_socket(scripted.address, scripted_settings(scripted), {})
     assert only(found, Verdict.WARNING).found == "the old process of a reload answers"
 
@@ -197,9 +198,10 @@ async def test_the_socket_of_a_master_process(runner, scripted):
 
 
 async def test_a_haproxy_without_any_certificate(runner, scripted):
-    """2.6 answers `show ssl cert` with an empty line."""
+    """2.6 answers `show ssl cert` with an empty line, and `show ssl crt-list` where no bind line reads any."""
     scripted.script["show cli level"] = b"admin\n\n"
     scripted.script["show ssl cert"] = b"\n"
+    scripted.script["show ssl crt-list"] = b"\n"
     one = only(await check_socket(scripted.address, scripted_settings(scripted), {}), Verdict.FAILED)
     assert "`bind … ssl crt /x`" in one.advice
 

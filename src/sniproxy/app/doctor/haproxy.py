@@ -91,13 +91,10 @@ async def _check_socket(
     if process.is_stopping:
         advice = "wait for its connections to end, or see why its successor does not take the socket over"
         found.append(warning(SOCKET, "the old process of a reload answers", advice, about=about))
-    try:
-        known = await api.certificate_names()
-    except RuntimeUnreachable:
-        raise
-    except DeliveryError as error:  # without any certificate there is nothing to list
+    known = await api.certificate_names()
+    if not known.names and not await api.crt_lists():
         advice = f"`bind … ssl crt {settings.certificate_dir}` in haproxy.cfg, as haproxy-config prints it"
-        return [failed(SOCKET, f"{who}: {_without(error, address)}", advice, about=about)]
+        return [failed(SOCKET, f"{who}: it has no certificate, and no bind line reads any", advice, about=about)]
     if known.transaction is not None:
         await asyncio.sleep(TRANSACTION_SECONDS)
         again = await api.certificate_names()
