@@ -625,6 +625,28 @@ async def test_what_was_asked_for_before_is_cut_by_a_reload_that_cannot_wait(
     assert len(stub.orders) == 1
 
 
+async def test_a_dry_run_is_cut_by_a_reload_too(
+    runner: asyncio.Runner, stub: AcmeStub, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its next certificate is one of the plan before, where nothing is begun any more: it would wait for ever."""
+    office.names = (A, B)
+    office.put()
+    office.put(B)
+    stub.validate = gate = Gate()
+    async with office.open(keep=False) as certificates:
+        renewing = asyncio.get_running_loop().create_task(renew(certificates, dry_run=True))
+        await until(lambda: stub.count("challenge"), "the first is under way")
+        office.hooks = 'on_renewed = ["/bin/true"]'
+        taking = asyncio.get_running_loop().create_task(certificates.take(office.plan))
+        await until(lambda: stub.count("authorization") > 10, "it is waited for")
+        gate.let.set()
+        await taking
+        with pytest.raises(CutShort):
+            await renewing
+
+    assert [issued.names for issued in stub.issued] == [(A,)]
+
+
 async def test_without_keeping_only_what_is_asked_for_is_done(
     runner: asyncio.Runner, stub: AcmeStub, office: Office
 ) -> None:

@@ -13,7 +13,7 @@ from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any
 
 from sniproxy.acme.account import Account, AccountSettings
-from sniproxy.acme.certificate import Means, Renewed, Reports, current, status
+from sniproxy.acme.certificate import Means, Reports, current, status
 from sniproxy.acme.challenges import key_authorization
 from sniproxy.acme.keeper import ORDERS_AT_ONCE, Keeper, no_orders, rehearse
 from sniproxy.acme.ordering import Wanted
@@ -182,7 +182,7 @@ class Certificates:
         self._running: asyncio.Task[None] | None = None
         self._hooks: set[asyncio.Task[None]] = set()
         self._probes: set[asyncio.Task[None]] = set()
-        self._renewing: set[asyncio.Task[list[Renewed]]] = set()
+        self._renewing: set[asyncio.Task[list[dict[str, Any]]]] = set()
         self._changing = asyncio.Lock()
 
     async def start(self) -> UnixAddress:
@@ -247,9 +247,13 @@ class Certificates:
         def step(name: str, text: str) -> None:
             tell({"certificate": name, "text": text})
 
-        if dry_run:
-            return await self._rehearse(keeper, names or list(keeper.certificates), step)
-        renewing = asyncio.get_running_loop().create_task(keeper.renew(names, force=force, tell=step))
+        async def work() -> list[dict[str, Any]]:
+            if dry_run:
+                return await self._rehearse(keeper, names or list(keeper.certificates), step)
+            results = await keeper.renew(names, force=force, tell=step)
+            return [_as_json(result.status, result.result, result.error) for result in results]
+
+        renewing = asyncio.get_running_loop().create_task(work())
         self._renewing.add(renewing)
         renewing.add_done_callback(self._renewing.discard)
         try:
@@ -258,7 +262,7 @@ class Certificates:
             renewing.cancel()
         if renewing.cancelled():
             raise CutShort("a reload has cut it short; what was begun is gone on with")
-        return [_as_json(result.status, result.result, result.error) for result in renewing.result()]
+        return renewing.result()
 
     async def _rehearse(
         self, keeper: Keeper, names: Sequence[str], step: Callable[[str, str], None]
