@@ -99,6 +99,15 @@ def test_from_nothing_to_a_trusted_page(site: Site) -> None:
     assert status["last_error"] is None
 
 
+def test_haproxy_may_start_first_on_an_empty_directory(site: Site) -> None:
+    """With `strict-sni` it starts without any certificate, and gets the first one at run time."""
+    site.start_ca()
+    site.start_haproxy(certificates=f"crt {site.certificates} strict-sni")
+    site.start_sniproxy()
+    assert site.await_deployed()["serial"] == site.served_serial()
+    assert site.door().curl(f"https://{NAMES[0]}/").decode() == PAGE
+
+
 def test_twenty_renewals_and_no_request_fails(site: Site) -> None:
     """Issue: 20 renewals under continuous requests with zero failed requests; a delivery that took longer than two
     seconds from commit to the first handshake is an error of its own (haproxy.delivery.COMMIT_SECONDS)."""
