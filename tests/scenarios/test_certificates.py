@@ -109,7 +109,7 @@ def test_haproxy_may_start_first_on_an_empty_directory(site: Site) -> None:
 
 
 def test_twenty_renewals_and_no_request_fails(site: Site) -> None:
-    """Issue: 20 renewals under continuous requests with zero failed requests; a delivery that took longer than two
+    """20 renewals under continuous requests with zero failed requests; a delivery that took longer than two
     seconds from commit to the first handshake is an error of its own (haproxy.delivery.COMMIT_SECONDS)."""
     site.start(nonce_reject=15)
     serials = [site.await_deployed()["serial"]]
@@ -191,7 +191,7 @@ def test_an_address_gets_a_certificate(site: Site) -> None:
 
 
 def test_validators_are_let_in_whatever_is_forbidden(site: Site) -> None:
-    """Issue: exempt from per-client limits and route CIDRs. Pebble asks three times at once, from one address."""
+    """Exempt from per-client limits and route CIDRs. Pebble asks three times at once, from one address."""
     site.settings["proxy"] = f"""\
 max_connections_per_client = 1
 [[routes]]
@@ -240,7 +240,7 @@ def test_a_bundle_that_went_missing_is_restored_without_an_order(site: Site) -> 
 
 
 def test_an_existing_good_one_is_not_ordered_again_at_start(site: Site) -> None:
-    """Issue: an existing good one is never re-ordered at start."""
+    """An existing good one is never re-ordered at start."""
     site.start()
     serial = site.await_deployed()["serial"]
     assert site.sniproxy.stop() == 0
@@ -275,7 +275,7 @@ def test_haproxy_that_starts_anew_has_it_from_disk(site: Site) -> None:
 
 
 def test_a_socket_without_the_right_level_is_told(site: Site) -> None:
-    """Issue: wrong level: reported, the old certificate keeps serving; exit 1 if issued and not deployed."""
+    """Wrong level: reported, the old certificate keeps serving; exit 1 if issued and not deployed."""
     site.settings["haproxy"] = ""
     site.start_ca()
     site.start_sniproxy()
@@ -348,7 +348,7 @@ def test_a_reload_adds_a_certificate_while_all_runs(site: Site) -> None:
 
 
 def test_names_that_changed_are_ordered_again(site: Site) -> None:
-    """Issue: a certificate whose `names` changed is obtained again."""
+    """A certificate whose `names` changed is obtained again."""
     site.start()
     site.await_deployed()
     site.settings["certificates"] = (
@@ -435,7 +435,7 @@ def test_killed_at_any_moment_it_goes_on(site: Site) -> None:
 
 
 def test_hooks_are_run(site: Site) -> None:
-    """Issue: `on_renewed`, `on_failed` as argv lists, no shell, data in environment and stdin."""
+    """`on_renewed`, `on_failed` as argv lists, no shell, data in environment and stdin."""
     said = site.directory / "said"
     copy = site.directory / "copy.sh"
     copy.write_text(

@@ -79,7 +79,7 @@ def test_the_first_challenge_fails_and_the_next_attempt_takes_another(site: Site
 
 
 def test_a_crash_between_issue_and_save_costs_no_second_certificate(site: Site, stub: AcmeStub) -> None:
-    """Issue: order URL and key saved before finalize; the certificate is picked up again."""
+    """Order URL and key saved before finalize; the certificate is picked up again."""
     stub.on("certificate", lambda *_: site.sniproxy.kill(), when="received")
     site.start_sniproxy(name="killed")
     site.sniproxy.wait()
