@@ -41,7 +41,7 @@ def _global(config: Config) -> Iterator[str]:
         return
     yield "global"
     for socket in sockets:
-        yield f"    stats socket {_unix(socket)} mode 660 level admin"
+        yield f"    stats socket {_unix(socket)}{_shared(socket)} level admin"
     yield ""
 
 
@@ -53,10 +53,12 @@ def _bind(server: Address, proxy_protocol: ProxyProtocol) -> str:
     accept = "" if proxy_protocol is ProxyProtocol.OFF else " accept-proxy"
     if isinstance(server, TcpAddress):
         return f"{server}{accept}"
-    if server.is_abstract:
-        return f"{_unix(server)}{accept}"
+    return f"{_unix(server)}{_shared(server)}{accept}"
+
+
+def _shared(address: UnixAddress) -> str:
     # haproxy binds it before it becomes its own user; sniproxy joins that group.
-    return f"{_unix(server)} mode 660 group haproxy{accept}"
+    return "" if address.is_abstract else " mode 660 group haproxy"
 
 
 def _unix(address: UnixAddress) -> str:
