@@ -139,6 +139,26 @@ def test_a_runtime_socket_that_nobody_listens_on(tmp_path: Path) -> None:
     assert "nobody listens there" in messages["haproxy.runtime_sockets[0]"]
 
 
+@with_haproxy
+def test_programs_that_cannot_be_run(programs: Programs, tmp_path: Path) -> None:
+    """[hooks] and reload_command: what would be found out at the first renewal otherwise."""
+    (tmp_path / "ca.pem").write_text("")
+    (tmp_path / "plain").write_text("")
+    (tmp_path / "plain").chmod(0o644)
+    running = programs.start(Haproxy("", programs.directory))
+    places = {"state": f"{tmp_path}/a", "certificates": f"{tmp_path}/b", "ca": f"{tmp_path}/ca.pem"}
+    text = proxy() + DELIVERY.format(runtime=running.runtime, **places)
+    good = '[hooks]\non_renewed = ["/bin/sh", "-c", "gone"]\non_failed = ["sh"]\n'
+    bad = f'[hooks]\non_renewed = ["{tmp_path}/gone"]\non_failed = ["{tmp_path}/plain"]\n'
+
+    assert found(f'{text}reload_command = ["sh"]\n{good}') == {}
+    assert found(f'{text}reload_command = ["no-such-program"]\n{bad}') == {
+        "haproxy.reload_command": "there is no program no-such-program that this user may run, in no directory of PATH",
+        "hooks.on_renewed": f"there is no program {tmp_path}/gone that this user may run",
+        "hooks.on_failed": f"there is no program {tmp_path}/plain that this user may run",
+    }
+
+
 def test_descriptors_without_end_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """getrlimit(2): RLIM_INFINITY is no limit, and no small number either."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))

@@ -175,6 +175,27 @@ def _files(config: Config) -> Iterator[Problem]:
             yield from _writable_place(("acme", "state_dir"), config.acme.state_dir, made_by_root=True)
     if config.haproxy is not None and config.certificates:
         yield from _writable_place(("haproxy", "certificate_dir"), config.haproxy.certificate_dir, made_by_root=True)
+    if config.certificates:
+        yield from _programs(config)
+
+
+def _programs(config: Config) -> Iterator[Problem]:
+    commands: list[tuple[KeyPath, tuple[str, ...]]] = [
+        (("hooks", "on_renewed"), config.hooks.on_renewed),
+        (("hooks", "on_failed"), config.hooks.on_failed),
+    ]
+    if config.haproxy is not None:
+        commands.append((("haproxy", "reload_command"), config.haproxy.reload_command))
+    for key, command in commands:
+        if command and not _is_program(command[0]):
+            where = "" if "/" in command[0] else ", in no directory of PATH"
+            yield key, f"there is no program {command[0]} that this user may run{where}"
+
+
+def _is_program(name: str) -> bool:
+    """As execvp(3) looks for it."""
+    places = [""] if "/" in name else os.get_exec_path()
+    return any(Path(place, name).is_file() and _may(Path(place, name), os.X_OK) for place in places)
 
 
 def _log_file(path: Path) -> Iterator[Problem]:

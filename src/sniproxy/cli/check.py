@@ -42,7 +42,10 @@ def check(path: Path, *, as_json: bool) -> None:
         sys.exit(FAILED)
     if not as_json:
         names = sum(len(route.sni) for route in config.routes)
-        click.echo(f"{path}: good; backends: {len(config.backends)}, names in routes: {names}", err=True)
+        counted = f"backends: {len(config.backends)}, names in routes: {names}"
+        if config.certificates:
+            counted += f", certificates: {len(config.certificates)}"
+        click.echo(f"{path}: good; {counted}", err=True)
 
 
 def _report(mistakes: Sequence[Mistake], *, as_json: bool) -> None:
